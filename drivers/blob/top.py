@@ -1,0 +1,30 @@
+"""Top half of blobs: bytes that nobody here looks into.
+
+Owns nothing. Any thread may call it.
+"""
+
+from typing import Any
+
+from libmem.abi.structs import CubeType, Descriptive, Durability
+
+__all__ = ["BlobDriver"]
+
+
+class BlobDriver:
+    """Accepts every payload, never indexes one."""
+
+    type: CubeType = CubeType.BLOB
+    durability: Durability = Durability.DURABLE
+    is_indexed: bool = False
+
+    def check_header(self, descriptive: Descriptive, attributes: dict[str, Any]) -> None:
+        """Every header is fine."""
+
+    def check_payload(
+        self, payload: memoryview | bytes, descriptive: Descriptive, attributes: dict[str, Any]
+    ) -> None:
+        """Every payload is fine."""
+
+    def index_text(self, payload: memoryview | bytes, descriptive: Descriptive) -> str | None:
+        """Nothing: bytes have no words, and a title alone would pretend that they had."""
+        return None

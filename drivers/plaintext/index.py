@@ -1,0 +1,209 @@
+"""The lexical index: SQLite FTS5 behind the kernel's `Index` protocol.
+
+Owns one SQLite file, derived state that the kernel can rebuild from its table at any time. All
+calls come from one thread. Invariants: a stamp is committed with the documents it stands for, or
+neither is; what was removed is in no byte of the file when `apply` returns.
+
+    state      stamp: the log sequence that the rest reflects
+    document   one row per cube: doc, id, namespace, version, name, passages
+    passage    the text; a cube's passages have the numbers doc .. doc + passages - 1
+    words_N    FTS5 over the passages of namespace N (its statistics are its own)
+
+Numbers are given in the order of writing, so that a larger one is newer. Why FTS5, and why not
+the SQLite that comes with Python: docs/design/0003-lexical-index.md.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import apsw
+
+from libmem.abi import failpoints
+from libmem.abi.errors import Errno, MemError
+from libmem.abi.index import IndexDocument, IndexHit
+from memosd.drivers.plaintext.documents import DocumentRows
+from memosd.drivers.plaintext.ranking import Ranking
+
+__all__ = ["LexicalIndex"]
+
+_APPLICATION_ID: Final = 0x6D656D78  # "memx"
+_SCHEMA_VERSION: Final = 1
+_CACHE_KIB: Final = 16 << 10
+_REPLAN_AFTER: Final = 5_000
+"""Cubes written until the common words' frequencies are looked up again."""
+
+_SETTINGS: Final = (
+    # No other process reads the file; without this SQLite keeps a shared-memory file beside it.
+    "PRAGMA locking_mode = exclusive",
+    "PRAGMA journal_mode = wal",
+    # A power cut may lose the last commits, never tear one: the kernel replays from the stamp.
+    "PRAGMA synchronous = normal",
+    "PRAGMA secure_delete = on",
+    "PRAGMA temp_store = memory",
+    f"PRAGMA cache_size = -{_CACHE_KIB}",
+)
+_SCHEMA: Final = f"""
+BEGIN;
+CREATE TABLE state (stamp INTEGER NOT NULL);
+INSERT INTO state VALUES (0);
+CREATE TABLE document (
+    doc INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, namespace INTEGER NOT NULL,
+    version INTEGER NOT NULL, name TEXT NOT NULL, passages INTEGER NOT NULL
+);
+CREATE INDEX document_name ON document (namespace, name);
+CREATE TABLE passage (passage INTEGER PRIMARY KEY, text TEXT NOT NULL);
+PRAGMA application_id = {_APPLICATION_ID};
+PRAGMA user_version = {_SCHEMA_VERSION};
+COMMIT;
+"""
+
+_DAMAGED: Final = (apsw.CorruptError, apsw.NotADBError, apsw.SQLError)
+_ERRNO: Final[tuple[tuple[type[apsw.Error], Errno], ...]] = (
+    (apsw.FullError, Errno.ENOSPC),
+    (apsw.NoMemError, Errno.ENOMEM),
+    (apsw.CorruptError, Errno.ECORRUPT),
+    (apsw.NotADBError, Errno.ECORRUPT),
+    (apsw.Error, Errno.EIO),
+)
+
+
+class _Session(NamedTuple):
+    """The open file, its writing and its reading half."""
+
+    db: apsw.Connection
+    rows: DocumentRows
+    ranking: Ranking
+
+
+class LexicalIndex:
+    """BM25 over cubes' texts. `path` is its file; nothing happens before `open`.
+
+    Errors of every call: ECORRUPT (the file is damaged: `clear` it and apply everything again),
+    ENOSPC, ENOMEM, EIO. A failed `apply` has changed nothing.
+    """
+
+    name = "sqlite-fts5"
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._session: _Session | None = None
+        self._written = 0
+
+    def open(self) -> int:
+        """Open or make the file; return its stamp, 0 when it is new or had to be discarded."""
+        with _translated():
+            self.close()
+            try:
+                return self._attach()
+            except _DAMAGED:
+                return self._start_over()
+
+    def apply(
+        self, stamp: int, documents: Sequence[IndexDocument], removed: Iterable[bytes]
+    ) -> None:
+        """Removals first, then documents, then the stamp, in one transaction.
+
+        Safe to repeat. A removal costs a write to the disk: its bytes leave the file before this
+        returns.
+        """
+        db, rows, ranking = self._opened()
+        with _translated():
+            with _transaction(db, rows):
+                erased = [rows.remove(cube) for cube in removed]
+                for document in documents:
+                    rows.put(document)
+                rows.drop_emptied()
+                db.execute("UPDATE state SET stamp = ?", (stamp,))
+                failpoints.hit("index.commit.before")
+            failpoints.hit("index.commit.after")
+            if any(erased):
+                # Old pages lie in the write-ahead log until it is emptied.
+                db.execute("PRAGMA wal_checkpoint(truncate)")
+        self._written += len(documents)
+        if self._written >= _REPLAN_AFTER:
+            self._written = 0
+            ranking.forget_frequencies()
+
+    def search(self, query: str, namespaces: Mapping[int, str], limit: int) -> list[IndexHit]:
+        """The `limit` best cubes for any of the query's words, best first.
+
+        `namespaces` says where to look: each with the subtree that names must lie in, such as
+        `/notes/a` (itself and what is below), "" for all. Every query is taken as plain words.
+        """
+        _, rows, ranking = self._opened()
+        with _translated():
+            chosen = {ns: prefix for ns, prefix in namespaces.items() if ns in rows.namespaces}
+            return ranking.search(query, chosen, limit)
+
+    def clear(self) -> None:
+        """Forget everything, damaged or not; the stamp is 0."""
+        with _translated():
+            self._start_over()
+
+    def close(self) -> None:
+        """Write the log back into the file and let go of it."""
+        session, self._session = self._session, None
+        if session is not None:
+            with _translated():
+                session.db.close()
+
+    def _opened(self) -> _Session:
+        if self._session is None:
+            raise MemError(Errno.EIO, "the lexical index is not open")
+        return self._session
+
+    def _attach(self) -> int:
+        # SQLite gives its files the umask's mode; these hold what cubes of any mode hold.
+        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
+        db = apsw.Connection(str(self._path))
+        try:
+            for setting in _SETTINGS:
+                db.execute(setting)
+            if db.execute("SELECT count(*) FROM sqlite_schema").get == 0:
+                db.execute(_SCHEMA)
+            marks = (db.pragma("application_id"), db.pragma("user_version"))
+            if marks != (_APPLICATION_ID, _SCHEMA_VERSION):
+                raise apsw.NotADBError(f"another program's or version's file: {marks}")
+            stamp = int(db.execute("SELECT stamp FROM state").get)
+            self._session = _Session(db, DocumentRows(db), Ranking(db))
+        except BaseException:
+            db.close(True)
+            raise
+        return stamp
+
+    def _start_over(self) -> int:
+        session, self._session = self._session, None
+        if session is not None:
+            session.db.close(True)
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+        return self._attach()
+
+
+@contextmanager
+def _transaction(db: apsw.Connection, rows: DocumentRows) -> Iterator[None]:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        rows.reload()
+        raise
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """SQLite's and the operating system's errors as MemError."""
+    try:
+        yield
+    except apsw.Error as error:
+        errno = next(code for kind, code in _ERRNO if isinstance(error, kind))
+        raise MemError(errno, f"lexical index: {error}") from error
+    except OSError as error:
+        full = error.errno is not None and error.errno == Errno.ENOSPC
+        raise MemError(Errno.ENOSPC if full else Errno.EIO, f"lexical index: {error}") from error

@@ -1,0 +1,132 @@
+"""Top half of plaintext: UTF-8 text and JSON.
+
+Owns nothing; any thread may call it. Invariant: a payload that passes decodes as UTF-8, holds no
+NUL, and is one JSON value where its media type says JSON, so no reader has to check again.
+"""
+
+import codecs
+import re
+from collections.abc import Iterator
+from typing import Any, Final
+
+import msgspec
+
+from libmem.abi.errors import Errno, MemError
+from libmem.abi.structs import CubeType, Descriptive, Durability
+
+__all__ = ["PlaintextDriver"]
+
+_SLICE_BYTES: Final = 1 << 20
+"""How much is decoded at a time: bounds memory and how long the interpreter lock is held."""
+
+_INDEXED_BYTES: Final = 32 << 20
+"""Of a longer text the index sees the beginning only: some 6,000 pages."""
+
+_FLATTENED_BYTES: Final = 8 << 20
+"""Longer JSON is indexed as it is written; as objects it would take ten times the memory."""
+
+_JSON: Final = msgspec.json.Decoder(msgspec.Raw)
+"""Checks the grammar without building a single object."""
+
+_OFFSET: Final = re.compile(r"\(byte (\d+)\)")
+
+
+class PlaintextDriver:
+    """Text: any `text/...` media type, JSON, or none at all, which means text/plain."""
+
+    type: CubeType = CubeType.PLAINTEXT
+    durability: Durability = Durability.DURABLE
+    is_indexed: bool = True
+
+    def check_header(self, descriptive: Descriptive, attributes: dict[str, Any]) -> None:
+        """Attributes are the writer's own. Errors: EINVAL (a media type that is no text)."""
+        _is_json(descriptive)
+
+    def check_payload(
+        self, payload: memoryview | bytes, descriptive: Descriptive, attributes: dict[str, Any]
+    ) -> None:
+        """Errors: EINVAL as `check_header`; EILSEQ with `offset_bytes`: not UTF-8, a NUL (every
+        C program would see another text), or not one JSON value."""
+        view = memoryview(payload).cast("B")
+        _check_text(view)
+        if _is_json(descriptive):
+            _check_json(view)
+
+    def index_text(self, payload: memoryview | bytes, descriptive: Descriptive) -> str | None:
+        """Title, tags, then the text; of JSON its keys, strings and numbers.
+
+        The payload has passed `check_payload`.
+        """
+        view = memoryview(payload).cast("B")
+        # An incomplete last character of a shortened text is left out.
+        text, _ = codecs.utf_8_decode(view[:_INDEXED_BYTES], "replace", False)
+        if _is_json(descriptive) and len(view) <= _FLATTENED_BYTES:
+            text = _flattened(text)
+        return "\n".join(filter(None, (descriptive.title, " ".join(descriptive.tags), text)))
+
+
+def _is_json(descriptive: Descriptive) -> bool:
+    """Errors: EINVAL when the media type is not one of text."""
+    media_type = descriptive.media_type.partition(";")[0].strip().lower()
+    if media_type == "application/json" or media_type.endswith("+json"):
+        return True
+    if media_type and not media_type.startswith("text/"):
+        raise MemError(
+            Errno.EINVAL,
+            "plaintext is text/... or JSON; other bytes are a blob",
+            media_type=descriptive.media_type,
+        )
+    return False
+
+
+def _check_text(view: memoryview) -> None:
+    at = 0
+    while at < len(view):
+        is_last = at + _SLICE_BYTES >= len(view)
+        try:
+            # Consumes whole characters; one cut by the slice's end opens the next slice.
+            text, used = codecs.utf_8_decode(view[at : at + _SLICE_BYTES], "strict", is_last)
+        except UnicodeDecodeError as error:
+            raise _refused(f"not UTF-8: {error.reason}", at + error.start) from None
+        nul = text.find("\0")
+        if nul >= 0:
+            raise _refused("text holds no NUL", at + len(text[:nul].encode()))
+        at += used
+
+
+def _check_json(view: memoryview) -> None:
+    try:
+        _JSON.decode(view)
+    except msgspec.DecodeError as error:
+        reason = str(error)
+        offset = _OFFSET.search(reason)
+        raise _refused(reason, int(offset[1]) if offset else len(view)) from None
+    except RecursionError:
+        raise _refused("JSON is nested too deeply", 0) from None
+
+
+def _refused(reason: str, offset_bytes: int) -> MemError:
+    return MemError(Errno.EILSEQ, reason, offset_bytes=offset_bytes)
+
+
+def _flattened(text: str) -> str:
+    try:
+        value = msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        # Good JSON, but a number that no float or integer holds: its source has the same words.
+        return text
+    return "\n".join(_words(value))
+
+
+def _words(value: Any) -> Iterator[str]:
+    """Keys, strings and numbers in the order of the document, without recursion."""
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, dict):
+            for key, inner in reversed(item.items()):
+                waiting += (inner, key)
+        elif isinstance(item, list):
+            waiting += reversed(item)
+        elif item is not None and not isinstance(item, bool):
+            yield str(item)

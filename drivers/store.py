@@ -1,0 +1,271 @@
+"""The durable tables: one LMDB file, one writer, no lock file.
+
+Owns the file of the page table. Called by the kernel thread only, save the commit that `stage`
+returns, which runs on an I/O thread. The data directory is locked by the daemon, so no other
+process has the file open; LMDB's own lock file and reader table are switched off (`lock=False`).
+
+Why reads may go on while another thread commits, without LMDB's reader table:
+
+- A write transaction copies every page that it changes (copy on write) and takes pages for reuse
+  only from those freed by transactions older than the last committed one. The snapshot of the
+  last commit, on which the read transaction stands, therefore stays whole.
+- The read transaction took its roots when it began, and `settle` begins a new one only after the
+  commit is over: nobody reads a meta page while it is written.
+- `stage` refuses to begin a second write transaction before `settle`, so a read snapshot is
+  never more than one commit behind.
+
+A commit is durable when it returns: data pages, fsync, meta page through O_DSYNC. What fails
+before the meta page is written leaves no trace.
+
+LMDB checks little of what it maps: a damaged file may end the process. While the store is open, a
+file `<name>.open` lies beside it. Whoever finds it there, or finds the table file shorter than
+its meta page says, sends `probe.py` ahead. A daemon that died of its table therefore says so at
+the next start, instead of dying again. Format: docs/format.md, "The table".
+"""
+
+import mmap
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import lmdb
+
+from libmem.abi import failpoints
+from libmem.abi.errors import Errno, MemError
+
+__all__ = ["LmdbStore"]
+
+Changes = Mapping[tuple[str, bytes], bytes | None]
+
+_META_PAGES: Final = 2
+_NEARLY_FULL_BLOCKS: Final = 16
+_FULL: Final = (lmdb.MapFullError, lmdb.DiskError)
+_BROKEN: Final = (
+    lmdb.CorruptedError,
+    lmdb.InvalidError,
+    lmdb.PageNotFoundError,
+    lmdb.VersionMismatchError,
+)
+
+
+class LmdbStore:
+    """Ordered tables of bytes with atomic, durable commits: the kernel's `Store`.
+
+    `path` is the file, `tables` the names of its tables (made where missing), `map_bytes` the
+    most that the file may grow to. Errors at opening: ECORRUPT (not a table file, truncated,
+    damaged), ENOSPC, EIO.
+    """
+
+    def __init__(self, path: Path, tables: tuple[str, ...], map_bytes: int) -> None:
+        self._path = path
+        self._mark = path.with_name(path.name + ".open")
+        self._map_bytes = map_bytes
+        self._staged: lmdb.Transaction[bytes] | None = None
+        self._used_bytes: int | None = None
+        try:
+            if path.exists():
+                self._check_file()
+            else:
+                self._create(tables)
+            self._mark.touch(mode=0o600)
+            self._env = self._open(tables)
+            self._tables = {table: self._env.open_db(table.encode()) for table in tables}
+        except (lmdb.Error, OSError) as error:
+            raise _opening_failed(path, error) from error
+        self._read = self._env.begin()
+
+    def get(self, table: str, key: bytes) -> bytes | None:
+        """The settled value of `key`, or None. Errors: ECORRUPT, EIO."""
+        try:
+            return self._read.get(key, None, self._tables[table])
+        except lmdb.Error as error:
+            raise _reading_failed(table, error) from error
+
+    def scan(self, table: str, start: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Settled rows with key >= start, ascending; ends quietly when `settle` passes it by.
+
+        Errors: ECORRUPT, EIO.
+        """
+        snapshot = self._read
+        try:
+            cursor = snapshot.cursor(self._tables[table])
+            if cursor.set_range(start):
+                yield from cursor.iternext()
+        except lmdb.Error as error:
+            # The snapshot was given up by `settle`: the cursor died with it.
+            if snapshot is self._read:
+                raise _reading_failed(table, error) from error
+
+    def last_key(self, table: str) -> bytes | None:
+        """The greatest settled key, or None in an empty table. Errors: ECORRUPT, EIO."""
+        try:
+            cursor = self._read.cursor(self._tables[table])
+            return cursor.key() if cursor.last() else None
+        except lmdb.Error as error:
+            raise _reading_failed(table, error) from error
+
+    def count(self, table: str) -> int:
+        """How many settled rows a table has."""
+        return self._read.stat(self._tables[table])["entries"]
+
+    def stage(self, changes: Changes) -> Callable[[], None]:
+        """Begin a transaction, apply `changes`, return the blocking commit.
+
+        The commit may run on any thread. Errors, of both: ENOSPC, EIO; EBUSY when the one
+        before is not settled.
+        """
+        if self._staged is not None:
+            raise MemError(Errno.EBUSY, "the table has a commit under way already")
+        try:
+            failpoints.hit("store.stage")
+            transaction = self._env.begin(write=True)
+        except (lmdb.Error, OSError) as error:
+            raise _writing_failed(error) from error
+        try:
+            self._apply(transaction, changes)
+        except lmdb.Error as error:
+            transaction.abort()
+            raise _writing_failed(error) from error
+        self._staged = transaction
+        return lambda: self._commit(transaction)
+
+    def settle(self) -> None:
+        """Let reads see what was committed; give up a staged transaction that was not."""
+        if self._staged is not None:
+            self._staged.abort()  # nothing to do where it was committed
+            self._staged = None
+        try:
+            # Assigned before the old one goes: a scan tells by this that its snapshot has passed.
+            old, self._read = self._read, self._env.begin()
+        except lmdb.PanicError:
+            # A meta page could not be written: LMDB refuses all transactions until it is opened
+            # again. The snapshot at hand stays readable; `stage` says EIO.
+            return
+        old.abort()
+        self._used_bytes = None
+
+    def used_bytes(self) -> int:
+        """Bytes of the pages in use. The file is larger by its free pages, which are reused."""
+        if self._used_bytes is None:
+            tables = [self._read.stat(table) for table in self._tables.values()]
+            tables.append(self._read.stat())
+            pages = sum(
+                stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
+                for stat in tables
+            )
+            self._used_bytes = (pages + _META_PAGES) * tables[-1]["psize"]
+        return self._used_bytes
+
+    def close(self) -> None:
+        """Give up what is staged and close the file. No calls after this one."""
+        if self._staged is not None:
+            self._staged.abort()
+            self._staged = None
+        self._read.abort()
+        self._env.close()
+        self._mark.unlink(missing_ok=True)
+
+    def _apply(self, transaction: "lmdb.Transaction[bytes]", changes: Changes) -> None:
+        tables = self._tables
+        for (table, key), value in changes.items():
+            if value is None:
+                transaction.delete(key, db=tables[table])
+            else:
+                transaction.put(key, value, db=tables[table])
+
+    def _commit(self, transaction: "lmdb.Transaction[bytes]") -> None:
+        try:
+            failpoints.hit("store.commit.before")
+            transaction.commit()
+        except (lmdb.Error, OSError) as error:
+            transaction.abort()
+            # LMDB calls it EIO when the disk takes only a part of a write, being full.
+            if os.statvfs(self._path.parent).f_bavail < _NEARLY_FULL_BLOCKS:
+                raise MemError(Errno.ENOSPC, f"the table's disk is full: {error}") from error
+            raise _writing_failed(error) from error
+        failpoints.hit("store.commit.after")
+
+    def _create(self, tables: tuple[str, ...]) -> None:
+        """Make the file under another name first: a file of that name is then always whole, and
+        an empty one, which LMDB would take for a new table, is damage."""
+        young = self._path.with_name(self._path.name + ".new")
+        young.unlink(missing_ok=True)
+        with self._environment(young, tables) as env:
+            for table in tables:
+                env.open_db(table.encode())
+        young.rename(self._path)
+        directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    def _check_file(self) -> None:
+        """What can be said before LMDB sees the file, which takes an empty one for a new one."""
+        size_bytes = self._path.stat().st_size
+        if size_bytes < _META_PAGES * mmap.PAGESIZE:
+            raise MemError(Errno.ECORRUPT, f"{self._path}: truncated to {size_bytes} bytes")
+        if self._mark.exists():
+            _probe(self._path)
+
+    def _open(self, tables: tuple[str, ...]) -> lmdb.Environment:
+        env = self._environment(self._path, tables)
+        # Not damaged for certain: LMDB does not write pages at the end that were taken and given
+        # back within one transaction.
+        extent_bytes = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+        if self._path.stat().st_size < extent_bytes:
+            _probe(self._path)
+        return env
+
+    def _environment(self, path: Path, tables: tuple[str, ...]) -> lmdb.Environment:
+        return lmdb.open(
+            str(path),
+            map_size=self._map_bytes,
+            subdir=False,
+            mode=0o600,
+            # Boot reads every row: ten times faster from a cold disk than page by page.
+            readahead=True,
+            max_dbs=len(tables),
+            lock=False,
+        )
+
+
+def _probe(path: Path) -> None:
+    """Read the file in another process first. Errors: ECORRUPT."""
+    probe = subprocess.run(
+        [sys.executable, "-m", "memosd.drivers.probe", str(path)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if probe.returncode:
+        said = probe.stderr.strip().rpartition("\n")[2] or "no message"
+        how = f"status {probe.returncode}"
+        if probe.returncode < 0:
+            how = f"killed by {signal.Signals(-probe.returncode).name}"
+        raise MemError(
+            Errno.ECORRUPT, f"{path}: damaged: reading all of it ended with {how}: {said}"
+        )
+
+
+def _opening_failed(path: Path, error: Exception) -> MemError:
+    if isinstance(error, _BROKEN):
+        return MemError(Errno.ECORRUPT, f"{path}: not a whole table file: {error}")
+    return MemError(_writing_failed(error).errno, f"{path}: cannot be opened: {error}")
+
+
+def _reading_failed(table: str, error: lmdb.Error) -> MemError:
+    errno = Errno.ECORRUPT if isinstance(error, _BROKEN) else Errno.EIO
+    return MemError(errno, f"table {table!r} cannot be read: {error}")
+
+
+def _writing_failed(error: Exception) -> MemError:
+    is_full = isinstance(error, _FULL) or getattr(error, "errno", 0) == Errno.ENOSPC
+    errno = Errno.ENOSPC if is_full else Errno.EIO
+    return MemError(errno, f"the table cannot be written: {error}")

@@ -1,0 +1,325 @@
+"""Cubes: opening them for a caller, and committing new versions.
+
+Every mutation follows the same two steps, with any wait between them: `admit` checks everything
+(name, rights, expected version, type, header, parents, room) and raises, `commit` only puts
+rows. After a wait `admit` runs again, so what is committed was checked against the table as it
+is. Kernel thread only.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from libmem.abi.calls import CreateCube, SetHeader, WriteCube, WriteReply
+from libmem.abi.errors import Errno, MemError
+from libmem.abi.limits import (
+    ATTRIBUTES_MAX_BYTES,
+    PARENTS_MAX,
+    PRIORITY_MAX,
+    TAGS_MAX,
+    TEXT_FIELD_MAX_BYTES,
+)
+from libmem.abi.names import namespace_of, parse_name, parse_ref
+from libmem.abi.structs import Descriptive, EventKind, Governance
+from libmem.abi.wire import encode
+from memosd.kernel.access import EXECUTE, READ, WRITE, Identity, allows, require_owner
+from memosd.kernel.namespace import Namespace
+from memosd.kernel.pagetable import Cube, new_id
+from memosd.kernel.parts import Parts
+from memosd.kernel.ports import Driver, PayloadKey
+from memosd.kernel.rows import CubeRow, VersionRow
+
+__all__ = ["ROW_BYTES", "Admission", "Content", "Cubes"]
+
+_VERSION_MAX: Final = (1 << 32) - 1
+ROW_BYTES: Final = 512
+"""Charged per version for its rows in the table, beside the payload; about what LMDB takes."""
+
+_PLAIN_DESCRIPTIVE: Final = Descriptive()
+_DEFAULT_GOVERNANCE: Final = Governance()
+
+
+class Content(NamedTuple):
+    """A payload about to be committed."""
+
+    size_bytes: int
+    digest: bytes
+    inline: bytes | None
+    """The payload itself where it goes into the table."""
+
+
+class Admission(NamedTuple):
+    """A write that was found to be in order."""
+
+    name: str
+    space: Namespace
+    existing: Cube | None
+    driver: Driver
+    governance: Governance | None
+    parents: tuple[tuple[bytes, int], ...]
+
+
+class Cubes:
+    """Open, admit, commit."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._table = parts.table
+        self._namespaces = parts.namespaces
+        self._residents = parts.residents
+        self._drivers = parts.drivers
+        self._disk = parts.disk
+        self._clock = parts.clock
+
+    # -- opening -------------------------------------------------------------------------------
+
+    def open(self, who: Identity, name: str, wanted: int = READ) -> tuple[Cube, Namespace]:
+        """The cube behind a name or `name@vN`, if the caller may.
+
+        Errors: EINVAL, ENAMETOOLONG, ENOENT, EACCES, ECORRUPT.
+        """
+        ref = parse_ref(name)
+        space = self._namespaces.find(namespace_of(ref.name))
+        space.require(who, EXECUTE)
+        cube = self._table.resolve(ref)
+        self.require(who, cube.row, wanted)
+        return cube, space
+
+    def require(self, who: Identity, row: CubeRow, wanted: int) -> None:
+        """Errors: EACCES."""
+        if not allows(who, (row.uid, row.gid), row.mode, wanted):
+            verb = "read" if wanted == READ else "change"
+            raise MemError(Errno.EACCES, f"may not {verb} the cube", cube=row.name)
+
+    def may_read(self, who: Identity, row: CubeRow) -> bool:
+        """As `open` would find, for listings that leave out what the caller may not read."""
+        if not allows(who, (row.uid, row.gid), row.mode, READ) or self._table.is_expired(row):
+            return False
+        return self._namespaces.by_id(row.namespace).allows(who, EXECUTE)
+
+    # -- new versions --------------------------------------------------------------------------
+
+    def admit(self, who: Identity, draft: WriteCube | CreateCube) -> Admission:
+        """Check a write against the table as it is. Errors: all that the row lists."""
+        name = parse_name(draft.name)
+        space = self._namespaces.find(namespace_of(name))
+        existing = self._existing(who, name, space)
+        self.check_version(existing, draft.expected_version, name)
+        if existing is not None and existing.row.type is not draft.type:
+            raise MemError(
+                Errno.EINVAL, f"a cube keeps its type, this one is {existing.row.type}", cube=name
+            )
+        driver = self._drivers.get(draft.type)
+        if driver is None:
+            raise MemError(Errno.EOPNOTSUPP, f"no driver for {draft.type} cubes is loaded")
+        check_header(draft.descriptive, draft.attributes)
+        driver.check_header(draft.descriptive, draft.attributes)
+        governance = self._checked_governance(who, existing, draft.governance)
+        parents = self._resolved_parents(who, draft.parents) if draft.parents else ()
+        return Admission(name, space, existing, driver, governance, parents)
+
+    def _existing(self, who: Identity, name: str, space: Namespace) -> Cube | None:
+        space.require(who, EXECUTE)
+        cube_id = self._table.find_id(name)
+        row = self._table.cube_row(cube_id) if cube_id is not None else None
+        if cube_id is None or row is None:
+            space.require(who, WRITE)
+            return None
+        self.require(who, row, WRITE)
+        if self._table.is_expired(row):
+            # The sweep has not come by yet; until then the name is taken by a cube nobody sees.
+            raise MemError(Errno.EBUSY, "the cube there expired and is being removed", cube=name)
+        return Cube(cube_id, row, row.current)
+
+    @staticmethod
+    def check_version(existing: Cube | None, expected: int | None, name: str) -> None:
+        """Compare and swap. Errors: EVERSION."""
+        version = existing.row.current.version if existing else 0
+        if expected is not None and expected != version:
+            raise MemError(
+                Errno.EVERSION,
+                "somebody wrote first" if existing else "there is no such cube",
+                cube=name,
+                version=version,
+                expected_version=expected,
+            )
+
+    def _checked_governance(
+        self, who: Identity, existing: Cube | None, wanted: Governance | None
+    ) -> Governance | None:
+        if wanted is None:
+            return None
+        if existing is not None:
+            require_owner(who, existing.row.uid, "the governance of a cube")
+        owner = existing.row.uid if existing else who.uid
+        if wanted.owner_uid not in (-1, owner) and not who.is_admin:
+            raise MemError(Errno.EPERM, "only the administrator gives cubes away")
+        groups = who.groups | {who.gid} | ({existing.row.gid} if existing else set())
+        if wanted.owner_gid != -1 and wanted.owner_gid not in groups and not who.is_admin:
+            raise MemError(Errno.EPERM, "the caller is not in that group")
+        if not 0 <= wanted.mode <= 0o777:
+            raise MemError(Errno.EINVAL, f"mode {wanted.mode:#o} is not within 0..0o777")
+        if not 0 <= wanted.priority <= PRIORITY_MAX:
+            raise MemError(Errno.EINVAL, f"a priority is within 0..{PRIORITY_MAX}")
+        if not 0 <= wanted.expires_ns < 1 << 63:
+            raise MemError(Errno.EINVAL, "expires_ns is not a time")
+        return wanted
+
+    def _resolved_parents(
+        self, who: Identity, names: tuple[str, ...]
+    ) -> tuple[tuple[bytes, int], ...]:
+        if len(names) > PARENTS_MAX:
+            raise MemError(Errno.EINVAL, f"a cube has at most {PARENTS_MAX} parents")
+        opened = [self.open(who, name)[0] for name in names]
+        return tuple((cube.id, cube.version.version) for cube in opened)
+
+    def disk_charge(self, size_bytes: int, *, is_inline: bool) -> int:
+        """What a version with its own payload costs on disk."""
+        stored = size_bytes if is_inline else self._disk.charge_bytes(size_bytes)
+        return stored + ROW_BYTES
+
+    def check_room(self, admission: Admission, charge_bytes: int) -> None:
+        """Errors: EDQUOT, ENOSPC."""
+        new_cubes = 0 if admission.existing else 1
+        self._namespaces.check_room(admission.space, charge_bytes, new_cubes)
+
+    def new_key(self) -> PayloadKey:
+        """A name for a payload about to be stored."""
+        return new_id(self._clock.wall_ns())
+
+    @staticmethod
+    def _next_version(cube: Cube) -> int:
+        if cube.row.last_version >= _VERSION_MAX:
+            raise MemError(Errno.EINVAL, "the cube has used up its version numbers")
+        return cube.row.last_version + 1
+
+    def commit(
+        self,
+        who: Identity,
+        draft: WriteCube | CreateCube,
+        admission: Admission,
+        key: PayloadKey,
+        content: Content,
+    ) -> WriteReply:
+        """Put the rows of a new version; room was checked. Raises nothing a caller caused."""
+        existing = admission.existing
+        cube_id = existing.id if existing else new_id(self._clock.wall_ns())
+        version = VersionRow(
+            version=self._next_version(existing) if existing else 1,
+            payload_id=key,
+            size_bytes=content.size_bytes,
+            digest=content.digest,
+            is_inline=content.inline is not None,
+            created_ns=self._clock.wall_ns(),
+            author_uid=who.uid,
+            descriptive=draft.descriptive,
+            attributes=draft.attributes,
+            parents=admission.parents,
+        )
+        if content.inline is None:
+            self._table.put_page_file(key, cube_id)
+        else:
+            self._table.put_payload(key, content.inline)
+        charge = self.disk_charge(content.size_bytes, is_inline=version.is_inline)
+        self._namespaces.charge(admission.space, charge, cubes=0 if existing else 1)
+        if existing is None:
+            row = self._new_row(who, draft, admission, version)
+            self._table.put_name(admission.name, cube_id)
+            self._table.put_expiry(cube_id, row.expires_ns)
+            self._table.put_cube(cube_id, row)
+        else:
+            if draft.durability is not None:
+                existing.row.durability = draft.durability
+            row = self.succeed(existing, version, admission.governance)
+        self._table.log(EventKind.WRITE, cube_id, row, actor_uid=who.uid)
+        return WriteReply(id=cube_id, version=version.version, digest=content.digest)
+
+    def _new_row(
+        self,
+        who: Identity,
+        draft: WriteCube | CreateCube,
+        admission: Admission,
+        version: VersionRow,
+    ) -> CubeRow:
+        governance = admission.governance or _DEFAULT_GOVERNANCE
+        return CubeRow(
+            name=admission.name,
+            namespace=admission.space.id,
+            type=draft.type,
+            durability=draft.durability or admission.driver.durability,
+            uid=who.uid if governance.owner_uid < 0 else governance.owner_uid,
+            gid=who.gid if governance.owner_gid < 0 else governance.owner_gid,
+            mode=governance.mode,
+            priority=governance.priority,
+            expires_ns=governance.expires_ns,
+            sensitivity=governance.sensitivity,
+            created_ns=version.created_ns,
+            last_version=version.version,
+            current=version,
+        )
+
+    def succeed(
+        self, existing: Cube, version: VersionRow, governance: Governance | None
+    ) -> CubeRow:
+        """Put `version` on top of a cube, the current one into its history."""
+        row = msgspec.structs.replace(existing.row, current=version, last_version=version.version)
+        if governance is not None:
+            row.mode, row.priority = governance.mode, governance.priority
+            row.sensitivity, row.expires_ns = governance.sensitivity, governance.expires_ns
+            row.uid = row.uid if governance.owner_uid < 0 else governance.owner_uid
+            row.gid = row.gid if governance.owner_gid < 0 else governance.owner_gid
+            self._table.drop_expiry(existing.id, existing.row.expires_ns)
+            self._table.put_expiry(existing.id, row.expires_ns)
+        self._table.put_history(existing.id, existing.row.current)
+        self._table.put_cube(existing.id, row)
+        return row
+
+    def set_header(self, who: Identity, change: SetHeader) -> WriteReply:
+        """A new version with another header over the same payload. Errors: as its row says."""
+        cube, space = self.open(who, parse_name(change.name), READ)
+        require_owner(who, cube.row.uid, "the header of a cube")
+        self.check_version(cube, change.expected_version, change.name)
+        old = cube.row.current
+        version = msgspec.structs.replace(
+            old,
+            version=self._next_version(cube),
+            created_ns=self._clock.wall_ns(),
+            author_uid=who.uid,
+            descriptive=old.descriptive if change.descriptive is None else change.descriptive,
+            attributes=old.attributes if change.attributes is None else change.attributes,
+        )
+        check_header(version.descriptive, version.attributes)
+        self._drivers[cube.row.type].check_header(version.descriptive, version.attributes)
+        governance = self._checked_governance(who, cube, change.governance)
+        self._namespaces.check_room(space, ROW_BYTES)
+        self._namespaces.charge(space, ROW_BYTES)
+        row = self.succeed(cube, version, governance)
+        self._residents.reprioritise(cube.key, row.priority)
+        self._table.log(EventKind.HEADER, cube.id, row, actor_uid=who.uid)
+        return WriteReply(id=cube.id, version=version.version, digest=version.digest)
+
+
+def check_header(descriptive: Descriptive, attributes: dict[str, Any]) -> None:
+    """Sizes of the free fields. Errors: EINVAL."""
+    if attributes and len(encode(attributes)) > ATTRIBUTES_MAX_BYTES:
+        raise MemError(Errno.EINVAL, f"attributes have at most {ATTRIBUTES_MAX_BYTES} bytes")
+    if descriptive == _PLAIN_DESCRIPTIVE:
+        return
+    if len(descriptive.tags) > TAGS_MAX:
+        raise MemError(Errno.EINVAL, f"a cube has at most {TAGS_MAX} tags")
+    for text in (*descriptive.tags, *_texts(descriptive)):
+        if len(text) > TEXT_FIELD_MAX_BYTES:
+            raise MemError(Errno.EINVAL, f"a header text has at most {TEXT_FIELD_MAX_BYTES} bytes")
+    for field in ("event_time_ns", "valid_from_ns", "valid_to_ns"):
+        if not -(1 << 63) <= getattr(descriptive, field) < 1 << 63:
+            raise MemError(Errno.EINVAL, f"{field} is not a time")
+
+
+def _texts(descriptive: Descriptive) -> Iterator[str]:
+    yield from (
+        descriptive.title,
+        descriptive.semantic_type,
+        descriptive.origin,
+        descriptive.producer,
+        descriptive.media_type,
+    )

@@ -1,0 +1,134 @@
+"""Events: the durable log as callers see it, and waiting for what comes next.
+
+A watcher pulls: it names the last sequence number it knows and gets what came after, waiting up
+to a time-out for the first. Nothing is queued per watcher, so a slow reader costs nothing, a
+vanished one is gone with its session, and a restart of either side loses no event that is still
+retained. Only durable events are shown. Kernel thread only.
+"""
+
+from itertools import islice
+from typing import Final
+
+from libmem.abi.calls import Watch, WatchReply
+from libmem.abi.errors import Errno, MemError
+from libmem.abi.limits import EVENTS_MAX, WATCH_MAX_MS
+from libmem.abi.names import namespace_of, parse_subtree
+from libmem.abi.structs import Event
+from memosd.kernel.access import EXECUTE, READ, Identity, allows
+from memosd.kernel.pagetable import event_of
+from memosd.kernel.parts import Parts
+from memosd.kernel.rows import LogRow
+from memosd.kernel.session import Session
+from memosd.kernel.wait import Completion
+
+__all__ = ["Events", "is_under"]
+
+_SCAN_MAX: Final = 4096
+"""Rows looked at per call; a reader far behind comes back for more with `next_seq`."""
+
+
+def is_under(name: str, subtree: str) -> bool:
+    """Is a name the subtree's root or below it?"""
+    return subtree in ("/", name) or name.startswith(subtree + "/")
+
+
+class Events:
+    """`watch` and its waiters."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._table = parts.table
+        self._namespaces = parts.namespaces
+        self._timers = parts.timers
+        self._watches_per_session = parts.parameters.watches_per_session
+        self._sleepers: list[Completion[None]] = []
+        self._table.ledger.on_commit.append(self._wake)
+
+    async def watch(self, session: Session, request: Watch) -> WatchReply:
+        """Errors: as its row says."""
+        under = parse_subtree(request.under)
+        if under != "/":
+            self._namespaces.find(namespace_of(under)).require(session.identity, EXECUTE)
+        limit = _within(request.max_events, 1, EVENTS_MAX, "max_events")
+        timeout_ms = _within(request.timeout_ms, 0, WATCH_MAX_MS, "timeout_ms")
+        since = self._table.durable_seq if request.since_seq is None else request.since_seq
+        is_over = Completion[None]()
+        timer = self._timers.after(timeout_ms * 1_000_000, lambda: is_over.resolve(None))
+        try:
+            while True:
+                self._check_retained(since)
+                events, since = self._collect(session.identity, under, since, limit)
+                if events or is_over.is_done or session.is_ended or timeout_ms == 0:
+                    return WatchReply(events=tuple(events), next_seq=since)
+                if since == self._table.durable_seq:
+                    await self._next_commit(session, is_over)
+        finally:
+            timer.cancel()
+
+    def _check_retained(self, since: int) -> None:
+        oldest = self._table.oldest_seq()
+        if since > self._table.durable_seq or (oldest and since < oldest - 1):
+            raise MemError(
+                Errno.ESTALE, "the log does not reach back to that event; list again",
+                oldest_seq=oldest, newest_seq=self._table.durable_seq,
+            )  # fmt: skip
+
+    def _collect(
+        self, who: Identity, under: str, since: int, limit: int
+    ) -> tuple[list[Event], int]:
+        events: list[Event] = []
+        for seq, row in islice(self._table.events_after(since), _SCAN_MAX):
+            if self._shows(who, row, under):
+                if len(events) == limit:
+                    break
+                events.append(event_of(seq, row))
+            since = seq
+        return events, since
+
+    def _shows(self, who: Identity, row: LogRow, under: str) -> bool:
+        if not is_under(row.name, under) and not (row.old_name and is_under(row.old_name, under)):
+            return False
+        return self.may_see(who, row)
+
+    def may_see(self, who: Identity, row: LogRow) -> bool:
+        """As the cube was when it happened, and the namespace is now."""
+        if who.is_admin:
+            return True
+        space = self._namespaces.get(namespace_of(row.name))
+        if space is None or not space.allows(who, EXECUTE):
+            return False
+        return allows(who, (row.owner_uid, row.owner_gid), row.mode, READ)
+
+    async def _next_commit(self, session: Session, is_over: Completion[None]) -> None:
+        if len(session.on_end) >= self._watches_per_session:
+            raise MemError(Errno.EMFILE, f"the session waits in {len(session.on_end)} watches")
+        woken = Completion[None]()
+
+        def wake() -> None:
+            if not woken.is_done:
+                woken.resolve(None)
+
+        self._sleepers.append(woken)
+        session.on_end.add(wake)
+        is_over.on_done(wake)
+        try:
+            await woken
+        finally:
+            session.on_end.discard(wake)
+            if woken in self._sleepers:
+                self._sleepers.remove(woken)
+
+    def _wake(self) -> None:
+        sleepers, self._sleepers = self._sleepers, []
+        for sleeper in sleepers:
+            if not sleeper.is_done:
+                sleeper.resolve(None)
+
+    def wake_all(self) -> None:
+        """At shutdown: let every watcher go with what it has."""
+        self._wake()
+
+
+def _within(value: int, low: int, high: int, field: str) -> int:
+    if not low <= value <= high:
+        raise MemError(Errno.EINVAL, f"{field} is within {low}..{high}")
+    return value

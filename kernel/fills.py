@@ -1,0 +1,169 @@
+"""Fills: payloads that arrive in memory rather than by value, and how they become versions.
+
+A fill is a charged frame that a client writes into. `freeze` seals it, which the operating
+system refuses while a writable mapping is left anywhere; only then the kernel hashes what will
+never change again, has the driver validate it, stores it where it must be durable, checks the
+write against the table once more and commits. Whatever goes wrong gives everything back.
+"""
+
+import os
+
+from libmem.abi.calls import CreateCube, WriteCube, WriteReply
+from libmem.abi.digest import Manifest
+from libmem.abi.errors import MemError
+from libmem.abi.structs import Durability
+from memosd.kernel.access import Identity
+from memosd.kernel.cubes import Admission, Content, Cubes
+from memosd.kernel.namespace import Namespace
+from memosd.kernel.pager import Pager
+from memosd.kernel.parts import Parts
+from memosd.kernel.ports import Frame, PayloadKey
+from memosd.kernel.removal import Removal
+from memosd.kernel.residents import Resident
+from memosd.kernel.wait import detach
+
+__all__ = ["Fill", "Fills"]
+
+
+class Fill:
+    """Memory being filled for a draft. Charged to `space` until it is committed or given back."""
+
+    __slots__ = ("draft", "frame", "space")
+
+    def __init__(self, draft: CreateCube | WriteCube, space: Namespace, frame: Frame) -> None:
+        self.draft = draft
+        self.space = space
+        self.frame = frame
+
+
+class Fills:
+    """From a filled frame to a committed version."""
+
+    def __init__(self, parts: Parts, cubes: Cubes, pager: Pager, removal: Removal) -> None:
+        self._parts = parts
+        self._cubes = cubes
+        self._pager = pager
+        self._removal = removal
+
+    async def write(self, who: Identity, draft: WriteCube, admission: Admission) -> WriteReply:
+        """A payload that came by value but is too large for the table."""
+        frame = await self._pager.allocate(admission.space, len(draft.payload))
+        fill = Fill(draft, admission.space, frame)
+        try:
+            await self._parts.io.run(os.pwrite, frame.fd, draft.payload, 0)
+            self._parts.ram.seal(frame, frame.size_bytes)
+        except MemError:
+            self._pager.give_back(fill.space, frame)
+            raise
+        return await self.commit(who, fill)
+
+    def freeze(self, fill: Fill, size_bytes: int) -> None:
+        """Seal the frame, at its final size. Errors: EBUSY, EINVAL; then nothing changed."""
+        before = self._parts.ram.charge_bytes(fill.frame.size_bytes)
+        self._parts.ram.seal(fill.frame, size_bytes)
+        after = self._parts.ram.charge_bytes(size_bytes)
+        self._parts.residents.account.shrink(fill.space, before - after)
+
+    async def commit(self, who: Identity, fill: Fill) -> WriteReply:
+        """Commit a sealed fill. Takes the frame over: on an error it is given back."""
+        try:
+            manifest = await self._parts.io.run(self._parts.ram.hash, fill.frame)
+            if fill.frame.size_bytes <= self._parts.parameters.inline_limit_bytes:
+                return await self._commit_inline(who, fill, manifest)
+            return await self._commit_pages(who, fill, manifest)
+        except BaseException:
+            # Nothing raises once the frame is resident, so it is still ours.
+            self._pager.give_back(fill.space, fill.frame)
+            raise
+
+    async def _commit_inline(self, who: Identity, fill: Fill, manifest: Manifest) -> WriteReply:
+        frame, draft = fill.frame, fill.draft
+        payload = await self._parts.io.run(os.pread, frame.fd, frame.size_bytes, 0)
+        admission = self._cubes.admit(who, draft)
+        admission.driver.check_payload(payload, draft.descriptive, draft.attributes)
+        charge = self._cubes.disk_charge(manifest.size_bytes, is_inline=True)
+        self._cubes.check_room(admission, charge)
+        content = Content(manifest.size_bytes, manifest.digest, payload)
+        reply = self._cubes.commit(who, draft, admission, self._cubes.new_key(), content)
+        self._pager.give_back(fill.space, frame)
+        return reply
+
+    async def _commit_pages(self, who: Identity, fill: Fill, manifest: Manifest) -> WriteReply:
+        draft, frame = fill.draft, fill.frame
+        admission = self._cubes.admit(who, draft)
+        await self._parts.io.run(
+            admission.driver.check_payload, self._parts.ram.view(frame), draft.descriptive,
+            draft.attributes,
+        )  # fmt: skip
+        key = self._cubes.new_key()
+        is_durable = self._durability(draft, admission) is Durability.DURABLE
+        charge = self._cubes.disk_charge(manifest.size_bytes, is_inline=False)
+        # Reserved over the wait, so that what was found to fit still fits at the commit.
+        space = admission.space
+        self._parts.namespaces.reserve(space, charge)
+        try:
+            if is_durable:
+                await self._store(key, frame, manifest)
+        except MemError:
+            self._parts.namespaces.release(space, charge)
+            raise
+        self._parts.namespaces.release(space, charge)
+        try:
+            admission = self._cubes.admit(who, draft)  # the world went on meanwhile
+            self._cubes.check_room(admission, charge)
+            return self._commit_resident(who, fill, admission, (key, manifest, is_durable))
+        except MemError:
+            if is_durable:
+                self._parts.io.run(self._parts.disk.free, key)
+            raise
+
+    def _commit_resident(
+        self,
+        who: Identity,
+        fill: Fill,
+        admission: Admission,
+        stored: tuple[PayloadKey, Manifest, bool],
+    ) -> WriteReply:
+        key, manifest, is_durable = stored
+        content = Content(manifest.size_bytes, manifest.digest, None)
+        reply = self._cubes.commit(who, fill.draft, admission, key, content)
+        resident = Resident(reply.id, key, fill.frame, fill.space)
+        if admission.governance is not None:
+            resident.priority = admission.governance.priority
+        elif admission.existing is not None:
+            resident.priority = admission.existing.row.priority
+        if not is_durable:
+            resident.manifest = manifest
+            self._parts.table.set_volatile(key, reply.id)
+            self._parts.timers.after(
+                self._parts.parameters.writeback_delay_ns, lambda: self._write_back_later(key)
+            )
+        self._pager.adopt(resident)
+        ledger = self._parts.table.ledger
+
+        def undo(failure: MemError | None) -> None:
+            if failure is not None:
+                self._removal.free_payload(key, is_inline=False)
+
+        ledger.when_durable(ledger.pending_barrier(), undo)
+        return reply
+
+    async def _store(self, key: PayloadKey, frame: Frame, manifest: Manifest) -> None:
+        storing = self._pager.reclaim.storing
+        storing.add(key)
+        try:
+            await self._parts.io.run(self._parts.disk.store, key, frame.fd, manifest)
+        finally:
+            storing.discard(key)
+
+    def _durability(self, draft: CreateCube | WriteCube, admission: Admission) -> Durability:
+        if draft.durability is not None:
+            return draft.durability
+        if admission.existing is not None:
+            return admission.existing.row.durability
+        return admission.driver.durability
+
+    def _write_back_later(self, key: PayloadKey) -> None:
+        resident = self._parts.residents.find(key)
+        if resident is not None and resident.is_dirty and not resident.is_orphan:
+            detach(self._pager.reclaim.write_back(resident))

@@ -1,0 +1,183 @@
+"""The indexer: keeps the lexical index in step with the table by following the durable log.
+
+Live updates, catching up after a crash and rebuilding from nothing are one mechanism: read the
+log after the index's stamp, look each touched cube up as it is now, apply, stamp. The write path
+never waits for it; a search waits until the index has seen every event that was durable when it
+arrived, so a written text is found by the next search and an unlinked one by none. Kernel thread
+only; the index works on its own thread.
+"""
+
+from itertools import islice
+from typing import Final
+
+from libmem.abi.errors import Errno, MemError
+from libmem.abi.index import IndexDocument, IndexHit
+from memosd.kernel.pager import Pager
+from memosd.kernel.pagetable import Cube
+from memosd.kernel.parts import Parts
+from memosd.kernel.ports import Driver, Index, Io
+from memosd.kernel.wait import Completion, detach
+
+__all__ = ["Indexer"]
+
+_CHUNK: Final = 512
+"""Events per index transaction."""
+_RETRY_NS: Final = 1_000_000_000
+
+
+class Indexer:
+    """Feeds an `Index` and searches it."""
+
+    def __init__(self, parts: Parts, pager: Pager, index: Index, index_io: Io) -> None:
+        self.index = index
+        self._io = index_io
+        self._pager = pager
+        self._ram = parts.ram
+        self._table = parts.table
+        self._namespaces = parts.namespaces
+        self._drivers = parts.drivers
+        self._timers = parts.timers
+        self._heat = parts.heat
+        self.indexed_seq = 0
+        self.problem = ""
+        """Why the index is behind, for people; empty when all is well."""
+        self._rebuild_from: bytes | None = None
+        self._rebuilt_seq = 0
+        self._waiting: list[tuple[int, Completion[None]]] = []
+        self._is_running = False
+        self._is_open = False
+        self._table.ledger.on_commit.append(self.kick)
+
+    # -- following the log ---------------------------------------------------------------------
+
+    def kick(self) -> None:
+        """There may be something to do."""
+        if not self._is_running:
+            self._is_running = True
+            detach(self._run()).on_done(self._stopped)
+
+    def _stopped(self) -> None:
+        self._is_running = False
+
+    async def _run(self) -> None:
+        try:
+            if not self._is_open:
+                await self._open()
+            while self._rebuild_from is not None:
+                await self._rebuild_step(self._rebuild_from)
+            while self.indexed_seq < self._table.durable_seq:
+                await self._step()
+            self.problem = ""
+        except MemError as error:
+            self.problem = f"the index cannot follow: {error}"
+            self._fail_waiting(error)
+            self._is_open = False
+            self._timers.after(_RETRY_NS, self.kick)
+
+    async def _open(self) -> None:
+        stamp = await self._io.run(self.index.open)
+        newest, oldest = self._table.durable_seq, self._table.oldest_seq()
+        self._is_open = True
+        self.indexed_seq = stamp
+        if stamp > newest or (newest and stamp < oldest - 1):
+            # It knows more than the table (a restored table), or less than the log can tell.
+            await self._io.run(self.index.clear)
+            self.indexed_seq = 0
+            self._rebuild_from = b"" if oldest > 1 else None
+
+    async def _step(self) -> None:
+        events = list(islice(self._table.events_after(self.indexed_seq), _CHUNK))
+        if not events:
+            self._advance(self._table.durable_seq)  # damaged rows at the end of the log
+            return
+        touched = dict.fromkeys(row.id for _, row in events if row.id)
+        last = events[-1][0]
+        await self._apply(last, list(touched))
+        self._advance(last)
+
+    async def _rebuild_step(self, start: bytes) -> None:
+        """Index a stretch of all cubes; the log is followed from where it stood before."""
+        self.problem = "the index is being rebuilt"
+        if start == b"":
+            self._rebuilt_seq = self._table.durable_seq
+        ids = [key for key, _ in islice(self._table.scan_cubes(start), _CHUNK)]
+        if not ids:
+            self._rebuild_from = None
+            await self._io.run(self.index.apply, self._rebuilt_seq, [], [])
+            self._advance(self._rebuilt_seq)
+            return
+        await self._apply(0, ids)
+        self._rebuild_from = ids[-1] + b"\0"
+
+    async def _apply(self, stamp: int, ids: list[bytes]) -> None:
+        documents: list[IndexDocument] = []
+        removed: list[bytes] = []
+        for cube_id in ids:
+            document = await self._document(cube_id)
+            if document is None:
+                removed.append(cube_id)
+            else:
+                documents.append(document)
+        await self._io.run(self.index.apply, stamp, documents, removed)
+
+    async def _document(self, cube_id: bytes) -> IndexDocument | None:
+        try:
+            cube = self._table.durable_cube(cube_id)
+            driver = self._drivers.get(cube.row.type) if cube else None
+            if cube is None or driver is None or not driver.is_indexed:
+                return None
+            text = await self._text(cube, driver)
+        except MemError as error:
+            # Damaged or no room: it stays out of the index, and says so.
+            self._heat.decide(cube_id, "not indexed", str(error))
+            return None
+        row = cube.row
+        if text is None:
+            return None
+        return IndexDocument(row.namespace, cube_id, row.current.version, row.name, text)
+
+    async def _text(self, cube: Cube, driver: Driver) -> str | None:
+        version = cube.version
+        if version.is_inline or version.size_bytes == 0:
+            payload = self._table.durable_payload(version) if version.size_bytes else b""
+            return driver.index_text(payload, version.descriptive)
+        space = self._namespaces.by_id(cube.row.namespace)
+        resident = await self._pager.fault(cube, space)
+        self._pager.residents.hold(resident, "busy")
+        try:
+            view = self._ram.view(resident.frame)
+            return await self._io.run(driver.index_text, view, version.descriptive)
+        finally:
+            self._pager.reclaim.release(resident, "busy")
+
+    def _advance(self, seq: int) -> None:
+        self.indexed_seq = seq
+        ready = [done for wanted, done in self._waiting if wanted <= seq]
+        self._waiting = [(wanted, done) for wanted, done in self._waiting if wanted > seq]
+        for done in ready:
+            done.resolve(None)
+
+    def _fail_waiting(self, error: MemError) -> None:
+        waiting, self._waiting = self._waiting, []
+        for _, done in waiting:
+            done.fail(MemError(Errno.EAGAIN, f"the index is behind: {error.message}"))
+
+    # -- searching -----------------------------------------------------------------------------
+
+    async def search(self, query: str, prefixes: dict[int, str], limit: int) -> list[IndexHit]:
+        """Candidates, best first, from an index that has seen all that is durable now.
+
+        Errors: EAGAIN while the index is being rebuilt or cannot follow.
+        """
+        wanted = self._table.durable_seq
+        if self._rebuild_from is not None:
+            raise MemError(Errno.EAGAIN, "the index is being rebuilt", indexed=self.indexed_seq)
+        if self.indexed_seq < wanted:
+            done = Completion[None]()
+            self._waiting.append((wanted, done))
+            self.kick()
+            await done
+        return await self._io.run(self.index.search, query, prefixes, limit)
+
+    async def close(self) -> None:
+        await self._io.run(self.index.close)

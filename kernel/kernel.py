@@ -1,0 +1,247 @@
+"""The kernel, put together: every subsystem once, in the order they need each other.
+
+`Kernel` owns no mechanism of its own; it makes the parts, starts what runs by itself (timers,
+indexing, clearing up after a crash) and ends in order. The server calls `serve`, `bind`, `gone`,
+`turn` and `stop`, all on one thread.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import psutil
+import structlog
+
+from libmem.abi.calls import InfoReply
+from libmem.abi.errors import MemError
+from libmem.abi.structs import CubeType, TierStat
+from memosd.kernel.access import Identity
+from memosd.kernel.boot import clear_leftovers, open_format
+from memosd.kernel.cubes import Cubes
+from memosd.kernel.dispatch import Dispatch
+from memosd.kernel.events import Events
+from memosd.kernel.fills import Fills
+from memosd.kernel.heat import Heat
+from memosd.kernel.indexer import Indexer
+from memosd.kernel.ledger import Ledger
+from memosd.kernel.namespace import Namespaces
+from memosd.kernel.pager import Pager
+from memosd.kernel.pagetable import PageTable
+from memosd.kernel.param import Parameters
+from memosd.kernel.parts import Parts
+from memosd.kernel.policies.table import make_policy
+from memosd.kernel.ports import Clock, Driver, FrameTier, Index, Io, Store, Tier
+from memosd.kernel.reclaim import Reclaim
+from memosd.kernel.removal import Removal
+from memosd.kernel.residents import RamAccount, Residents
+from memosd.kernel.session import Handle, Session, Sessions
+from memosd.kernel.syscalls.table import HANDLERS
+from memosd.kernel.timers import Timers
+from memosd.kernel.wait import detach
+
+__all__ = ["Gate", "Kernel", "Outside"]
+
+_log = structlog.get_logger("memosd.kernel")
+_TRIM_CHUNK = 2048
+
+
+class Gate(Protocol):
+    """What the kernel asks of the server."""
+
+    def send_fd(self, session: Session, handle: int, fd: int) -> None:
+        """Errors: EAGAIN when the client does not read its fd socket, ECANCELED when it is gone."""
+        ...
+
+    def stop(self) -> None:
+        """Begin an orderly end."""
+        ...
+
+
+class Outside(NamedTuple):
+    """Everything that boot hands in."""
+
+    clock: Clock
+    io: Io
+    store: Store
+    ram: FrameTier
+    disk: Tier
+    drivers: dict[CubeType, Driver]
+    lexicon: Index
+    index_io: Io
+    gate: Gate
+
+
+class Kernel:
+    """See the head of this file."""
+
+    def __init__(self, parameters: Parameters, outside: Outside, server: str) -> None:
+        self.server = server
+        self.is_stopping = False
+        self._store = outside.store
+        self._gate = outside.gate
+        self.epoch = open_format(outside.store)
+        self.parts = parts = _make_parts(parameters, outside)
+        self.sessions = Sessions(parameters)
+        self.reclaim = Reclaim(parts)
+        self.pager = Pager(parts, self.reclaim)
+        self.cubes = Cubes(parts)
+        self.removal = Removal(parts, self.cubes, self.pager)
+        self.reclaim.on_lose = self.removal.lose
+        self.fills = Fills(parts, self.cubes, self.pager, self.removal)
+        self.events = Events(parts)
+        self.indexer = Indexer(parts, self.pager, outside.lexicon, outside.index_io)
+        self.dispatch = Dispatch(self, HANDLERS)
+        self.serve = self.dispatch.serve
+        self._booted_ns = parts.clock.monotonic_ns()
+
+    def start(self) -> None:
+        """Clear up after a crash, start what runs by itself."""
+        parts = self.parts
+        for key in list(parts.table.volatile):
+            self.removal.lose(key, "the daemon stopped before it was written back")
+        parts.table.ledger.commit()
+        detach(clear_leftovers(parts, self.reclaim.storing))
+        self.indexer.kick()
+        parts.timers.every(parts.parameters.heat_flush_ns, parts.heat.write_back)
+        parts.timers.every(parts.parameters.expiry_sweep_ns, self._sweep)
+
+    def _sweep(self) -> None:
+        while self.removal.expire() == 256:
+            pass
+        table = self.parts.table
+        keep_from = table.durable_seq - self.parts.parameters.log_retain_events
+        # What the index has not seen yet is needed to bring it up to date.
+        table.trim_log(min(keep_from, self.indexer.indexed_seq), _TRIM_CHUNK)
+
+    # -- the server's side ---------------------------------------------------------------------
+
+    def turn(self) -> None:
+        """At the end of every loop turn: what is due, and the group commit."""
+        self.parts.timers.run_due()
+        self.parts.table.ledger.commit()
+
+    def identify(self, identity: Identity) -> Identity:
+        """The same process, with what this daemon grants to it."""
+        return identity._replace(is_admin=identity.uid in self.parts.parameters.admin_uids)
+
+    def open_session(self, who: Identity, program: str) -> Session:
+        """Errors: EMFILE. Ends by itself when its token is not shown in time."""
+        session = self.sessions.open(who, program)
+
+        def expire() -> None:
+            if not session.is_bound:
+                self.sessions.end(session)
+
+        self.parts.timers.after(self.parts.parameters.bind_timeout_ns, expire)
+        return session
+
+    def bind(self, token: bytes, identity: Identity) -> Session | None:
+        """The fd road showed a token: bind its session. None when there is no such session."""
+        session = self.sessions.find_unbound(token, identity)
+        if session is not None:
+            session.identity = session.identity._replace(groups=identity.groups)
+            session.is_bound = True
+        return session
+
+    def gone(self, session: Session) -> None:
+        """The fd road closed: the client is gone, and everything it held is free."""
+        self.sessions.end(session)
+
+    def grant(
+        self, session: Session, kind: str, subject: object, release: Callable[[], None]
+    ) -> int:
+        """Errors: ECANCELED when the session ended during the call; then it was released."""
+        return self.sessions.grant(session, Handle(kind, subject, release))
+
+    def send_fd(self, session: Session, number: int, fd: int) -> None:
+        """Send a granted handle's descriptor; on failure the handle is taken back."""
+        try:
+            self._gate.send_fd(session, number, fd)
+        except MemError:
+            handle = session.handles.pop(number, None)
+            if handle is not None:
+                handle.release()
+            raise
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def request_stop(self) -> None:
+        self._gate.stop()
+
+    async def stop(self) -> None:
+        """Refuse new calls, write back, commit, close the index. The server stops afterwards."""
+        self.is_stopping = True
+        self.events.wake_all()
+        try:
+            await self.reclaim.write_back_all()
+        except MemError as error:
+            _log.warning("cache payloads were not written back", error=str(error))
+        self.parts.heat.write_back()
+        self.parts.table.ledger.commit()
+        await self.parts.table.ledger.durable()
+        await self.indexer.close()
+
+    # -- about itself --------------------------------------------------------------------------
+
+    def info(self) -> InfoReply:
+        parts = self.parts
+        account = parts.residents.account
+        return InfoReply(
+            server=self.server,
+            epoch=self.epoch,
+            pid=psutil.Process().pid,
+            uptime_ns=parts.clock.monotonic_ns() - self._booted_ns,
+            sessions=len(self.sessions),
+            namespaces=len(parts.namespaces),
+            cubes=parts.table.count(),
+            tiers=(
+                TierStat(
+                    name="ram",
+                    budget_bytes=account.budget_bytes,
+                    used_bytes=account.used_bytes,
+                    cubes=len(parts.residents),
+                    pinned_bytes=parts.residents.held_bytes(),
+                    dirty_bytes=parts.residents.dirty_bytes(),
+                ),
+                TierStat(
+                    name="disk",
+                    budget_bytes=parts.namespaces.budget_bytes,
+                    used_bytes=parts.namespaces.used_bytes,
+                    cubes=parts.table.count(),
+                ),
+            ),
+            log_seq=parts.table.durable_seq,
+            indexed_seq=self.indexer.indexed_seq,
+            calls=self.dispatch.calls,
+            faults=parts.heat.faults,
+            evictions=parts.heat.evictions,
+            rss_bytes=psutil.Process().memory_info().rss,
+            data_dir=parts.parameters.data_dir,
+            policy=parts.residents.policy.name,
+            indexer=self.indexer.index.name,
+            notices=tuple(self._notices()),
+        )
+
+    def _notices(self) -> list[str]:
+        notices = [self.indexer.problem] if self.indexer.problem else []
+        damaged = len(self.parts.table.quarantined)
+        if damaged:
+            notices.append(f"{damaged} payloads are quarantined; `memctl fsck` names them")
+        return notices
+
+
+def _make_parts(parameters: Parameters, outside: Outside) -> Parts:
+    ledger = Ledger(outside.store, outside.io)
+    account = RamAccount(parameters.ram_budget_bytes, parameters.ram_frames)
+    return Parts(
+        parameters=parameters,
+        clock=outside.clock,
+        io=outside.io,
+        ram=outside.ram,
+        disk=outside.disk,
+        drivers=outside.drivers,
+        timers=Timers(outside.clock),
+        table=PageTable(ledger, outside.store, outside.clock),
+        namespaces=Namespaces(ledger, outside.store, parameters.disk_budget_bytes),
+        residents=Residents(account, make_policy(parameters.policy)),
+        heat=Heat(ledger, outside.clock),
+    )

@@ -1,0 +1,224 @@
+"""Namespaces: ownership, and the account of what each holds on disk.
+
+All namespaces are in memory (there are few); their rows follow with the commit that changes
+them. Disk bytes are charged before a payload is stored and never exceed the namespace's quota
+nor the tier's budget, bytes reserved by writes under way included. Kernel thread only.
+"""
+
+from collections.abc import Iterator
+
+import msgspec
+
+from libmem.abi.errors import Errno, MemError
+from libmem.abi.structs import NamespaceStat, Quota, Usage
+from memosd.kernel.access import READ, WRITE, Identity, allows
+from memosd.kernel.ledger import Ledger
+from memosd.kernel.ports import Store
+from memosd.kernel.rows import NamespaceRow, decode_row, encode_row
+
+__all__ = ["Namespace", "Namespaces"]
+
+
+class Namespace:
+    """One namespace in memory."""
+
+    __slots__ = ("cubes", "disk_bytes", "id", "reserved_bytes", "row")
+
+    def __init__(self, number: int, row: NamespaceRow) -> None:
+        self.id = number
+        self.row = row
+        self.disk_bytes = row.usage.disk_bytes
+        self.cubes = row.usage.cubes
+        self.reserved_bytes = 0
+        """Promised to writes under way; not durable."""
+
+    @property
+    def key(self) -> bytes:
+        return self.id.to_bytes(4, "big")
+
+    def allows(self, who: Identity, wanted: int) -> bool:
+        return allows(who, (self.row.uid, self.row.gid), self.row.mode, wanted)
+
+    def require(self, who: Identity, wanted: int) -> None:
+        """Errors: EACCES."""
+        if not self.allows(who, wanted):
+            verb = "list" if wanted & READ else "change" if wanted & WRITE else "enter"
+            raise MemError(Errno.EACCES, f"may not {verb} the namespace", namespace=self.row.name)
+
+
+class Namespaces:
+    """All namespaces, by name and by number."""
+
+    def __init__(self, ledger: Ledger, store: Store, budget_bytes: int) -> None:
+        self._ledger = ledger
+        self._store = store
+        self.budget_bytes = budget_bytes
+        self._by_name: dict[str, Namespace] = {}
+        self._by_id: dict[int, Namespace] = {}
+        self._dirty: set[int] = set()
+        self.used_bytes = 0
+        self._reload()
+        ledger.before_stage.append(self._write_back)
+        ledger.on_rollback.append(lambda _error: self._reload())
+
+    def __iter__(self) -> Iterator[Namespace]:
+        return iter(sorted(self._by_name.values(), key=lambda space: space.row.name))
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def find(self, name: str) -> Namespace:
+        """Errors: ENOENT."""
+        space = self._by_name.get(name)
+        if space is None:
+            raise MemError(Errno.ENOENT, "no such namespace", namespace=name)
+        return space
+
+    def get(self, name: str) -> Namespace | None:
+        return self._by_name.get(name)
+
+    def by_id(self, number: int) -> Namespace:
+        """Errors: ECORRUPT: a row names a namespace that is not there."""
+        space = self._by_id.get(number)
+        if space is None:
+            raise MemError(Errno.ECORRUPT, "a cube's namespace is missing", namespace_id=number)
+        return space
+
+    def owned_by(self, uid: int) -> int:
+        return sum(space.row.uid == uid for space in self._by_name.values())
+
+    def add(self, row: NamespaceRow) -> Namespace:
+        """Errors: EEXIST."""
+        if row.name in self._by_name:
+            raise MemError(Errno.EEXIST, "the namespace exists", namespace=row.name)
+        number = max(self._by_id, default=0) + 1
+        space = Namespace(number, row)
+        self._by_name[row.name] = self._by_id[number] = space
+        self._touch(space)
+        return space
+
+    def remove(self, space: Namespace) -> None:
+        """Errors: ENOTEMPTY; EBUSY while a write into it is under way."""
+        if space.cubes:
+            raise MemError(Errno.ENOTEMPTY, f"the namespace holds {space.cubes} cubes")
+        if space.reserved_bytes:
+            raise MemError(Errno.EBUSY, "a write into the namespace is under way")
+        del self._by_name[space.row.name], self._by_id[space.id]
+        self._dirty.discard(space.id)
+        self._ledger.delete("namespaces", space.key)
+
+    def set_quota(self, space: Namespace, quota: Quota, ram_used: int) -> None:
+        """Errors: EDQUOT when the namespace already holds more; EINVAL."""
+        held = {
+            "disk_bytes": space.disk_bytes + space.reserved_bytes,
+            "ram_bytes": ram_used,
+            "cubes": space.cubes,
+        }
+        for field, used in held.items():
+            ceiling = getattr(quota, field)
+            if ceiling < 0:
+                raise MemError(Errno.EINVAL, f"quota {field} is negative")
+            if ceiling and used > ceiling:
+                raise MemError(
+                    Errno.EDQUOT, f"holds more {field} already", need_bytes=used, free_bytes=ceiling
+                )
+        space.row = msgspec.structs.replace(space.row, quota=quota)
+        self._touch(space)
+
+    # -- the account -------------------------------------------------------------------------
+
+    def check_room(self, space: Namespace, need_bytes: int, cubes: int = 0) -> None:
+        """Would this fit? Errors: EDQUOT (namespace), ENOSPC (tier), with need and free bytes."""
+        quota = space.row.quota
+        held = space.disk_bytes + space.reserved_bytes
+        if need_bytes > 0 and quota.disk_bytes and held + need_bytes > quota.disk_bytes:
+            raise MemError(
+                Errno.EDQUOT,
+                "the namespace's disk quota is exhausted",
+                need_bytes=need_bytes,
+                free_bytes=max(0, quota.disk_bytes - held),
+            )
+        if cubes > 0 and quota.cubes and space.cubes + cubes > quota.cubes:
+            raise MemError(
+                Errno.EDQUOT, "the namespace holds as many cubes as it may", cubes=space.cubes
+            )
+        free = self.budget_bytes - self.used_bytes
+        if need_bytes > free:
+            raise MemError(
+                Errno.ENOSPC,
+                "the disk tier's budget is exhausted",
+                need_bytes=need_bytes,
+                free_bytes=max(0, free),
+            )
+
+    def reserve(self, space: Namespace, need_bytes: int) -> None:
+        """Promise bytes to a write under way; `release` them in any case. Errors as above."""
+        self.check_room(space, need_bytes)
+        space.reserved_bytes += need_bytes
+        self.used_bytes += need_bytes
+
+    def release(self, space: Namespace, reserved_bytes: int) -> None:
+        space.reserved_bytes -= reserved_bytes
+        self.used_bytes -= reserved_bytes
+
+    def charge(self, space: Namespace, disk_bytes: int, cubes: int = 0) -> None:
+        """Book bytes and cubes, negative to give back; follows with this commit."""
+        space.disk_bytes += disk_bytes
+        space.cubes += cubes
+        self.used_bytes += disk_bytes
+        self._touch(space)
+
+    def move(self, space: Namespace, target: Namespace, disk_bytes: int) -> None:
+        """Book one cube from one namespace to another. Errors: EDQUOT; then nothing moved."""
+        self.charge(space, -disk_bytes, cubes=-1)
+        try:
+            self.check_room(target, disk_bytes, cubes=1)
+        except MemError:
+            self.charge(space, disk_bytes, cubes=1)
+            raise
+        self.charge(target, disk_bytes, cubes=1)
+
+    def stat(self, space: Namespace, ram_used: int) -> NamespaceStat:
+        row = space.row
+        return NamespaceStat(
+            name=row.name,
+            owner_uid=row.uid,
+            owner_gid=row.gid,
+            mode=row.mode,
+            created_ns=row.created_ns,
+            quota=row.quota,
+            usage=Usage(disk_bytes=space.disk_bytes, ram_bytes=ram_used, cubes=space.cubes),
+        )
+
+    # -- durable rows --------------------------------------------------------------------------
+
+    def _touch(self, space: Namespace) -> None:
+        self._dirty.add(space.id)
+        # The answer that follows depends on this commit, though the row is written at its end.
+        self._ledger.put("namespaces", space.key, b"")
+
+    def _write_back(self) -> None:
+        for number in self._dirty:
+            space = self._by_id[number]
+            usage = Usage(disk_bytes=space.disk_bytes, cubes=space.cubes)
+            space.row = msgspec.structs.replace(space.row, usage=usage)
+            self._ledger.put("namespaces", space.key, encode_row(space.key, space.row))
+        self._dirty.clear()
+
+    def _reload(self) -> None:
+        """Take everything from the last commit again.
+
+        Objects and their reservations stay: writes under way hold on to both.
+        """
+        known = self._by_id
+        self._by_name, self._by_id = {}, {}
+        self._dirty.clear()
+        self.used_bytes = sum(space.reserved_bytes for space in known.values())
+        for key, value in self._store.scan("namespaces", b""):
+            number = int.from_bytes(key, "big")
+            row = decode_row(NamespaceRow, "namespaces", key, value)
+            space = known.get(number) or Namespace(number, row)
+            space.row, space.cubes = row, row.usage.cubes
+            space.disk_bytes = row.usage.disk_bytes
+            self._by_name[row.name] = self._by_id[number] = space
+            self.used_bytes += space.disk_bytes

@@ -1,0 +1,180 @@
+"""The pager: brings payloads into RAM, verified, once for everybody who waits.
+
+A fault on an absent payload reserves room (reclaim), allocates a frame, has a tier fill and
+verify it on an I/O thread, seals it and makes it resident. Concurrent faults on one payload share
+one fill. After the wait the world is looked at again: an unlink during the fill wins. A payload
+that does not match its digest is quarantined and never served. Kernel thread only.
+"""
+
+import os
+
+from libmem.abi.errors import Errno, MemError
+from memosd.kernel.namespace import Namespace
+from memosd.kernel.pagetable import Cube
+from memosd.kernel.parts import Parts
+from memosd.kernel.ports import Frame, PayloadKey
+from memosd.kernel.reclaim import Reclaim
+from memosd.kernel.residents import Resident
+from memosd.kernel.wait import Completion
+
+__all__ = ["Pager"]
+
+
+class Pager:
+    """Faults, fresh frames, and what becomes of payloads that are unlinked."""
+
+    def __init__(self, parts: Parts, reclaim: Reclaim) -> None:
+        self.residents = parts.residents
+        self.reclaim = reclaim
+        self._ram = parts.ram
+        self._disk = parts.disk
+        self._table = parts.table
+        self._io = parts.io
+        self._heat = parts.heat
+        self._fills: dict[PayloadKey, Completion[Resident]] = {}
+        self._doomed: set[PayloadKey] = set()
+        """Unlinked while their fill was under way."""
+
+    # -- faults --------------------------------------------------------------------------------
+
+    async def fault(self, cube: Cube, space: Namespace) -> Resident:
+        """The resident of this payload, filled where absent. Hold it before the next await.
+
+        Errors: ENOMEM, EDQUOT (no room), ENOENT (unlinked meanwhile), ECORRUPT, EIO, EMFILE.
+        """
+        self.check_quarantine(cube)
+        while (resident := self.residents.find(cube.key)) is None:
+            running = self._fills.get(cube.key)
+            if running is None:
+                return await self._fill(cube, space)
+            await running  # then look again: a waiter before us may have evicted it
+        self.residents.policy.touch(cube.key)
+        return resident
+
+    async def _fill(self, cube: Cube, space: Namespace) -> Resident:
+        key = cube.key
+        done = self._fills[key] = Completion()
+        try:
+            resident = await self._filled(cube, space)
+        except BaseException as error:
+            self._end_fill(key)
+            done.fail(error)
+            raise
+        self._end_fill(key)
+        done.resolve(resident)
+        return resident
+
+    def _end_fill(self, key: PayloadKey) -> None:
+        del self._fills[key]
+        self._doomed.discard(key)
+
+    async def _filled(self, cube: Cube, space: Namespace) -> Resident:
+        frame = await self.allocate(space, cube.version.size_bytes)
+        try:
+            await self._load(cube, frame)
+            if cube.key in self._doomed:
+                raise MemError(Errno.ENOENT, "unlinked while it was read", cube=cube.row.name)
+            self._ram.seal(frame, frame.size_bytes)
+        except MemError:
+            self.give_back(space, frame)
+            raise
+        self._heat.count_fault(cube.id)
+        self._heat.decide(
+            cube.id,
+            "fill",
+            "inline" if cube.version.is_inline else "page file",
+            version=cube.version.version,
+            size_bytes=frame.size_bytes,
+            used_bytes=self.residents.account.used_bytes,
+        )
+        resident = Resident(cube.id, cube.key, frame, space)
+        resident.priority = cube.row.priority
+        return self.adopt(resident)
+
+    async def _load(self, cube: Cube, frame: Frame) -> None:
+        try:
+            if cube.version.is_inline:
+                payload = self._table.payload(cube.version)
+                await self._io.run(os.pwrite, frame.fd, payload, 0)
+            else:
+                await self._io.run(
+                    self._disk.load,
+                    cube.key,
+                    frame.fd,
+                    cube.version.size_bytes,
+                    cube.version.digest,
+                )
+        except MemError as error:
+            # A page file that is gone is as bad as one that is damaged, unless it was unlinked.
+            if cube.key not in self._doomed and error.errno in (Errno.ECORRUPT, Errno.ENOENT):
+                raise self.quarantine(cube, error) from None
+            raise
+
+    def inline_payload(self, cube: Cube) -> bytes:
+        """A small payload by value, verified. Errors: ECORRUPT."""
+        if cube.version.size_bytes == 0:
+            return b""
+        try:
+            return self._table.payload(cube.version)
+        except MemError as error:
+            raise self.quarantine(cube, error) from None
+
+    def check_quarantine(self, cube: Cube) -> None:
+        """Errors: ECORRUPT."""
+        if cube.key in self._table.quarantined:
+            raise MemError(
+                Errno.ECORRUPT, "quarantined: its stored bytes are damaged", cube=cube.row.name,
+                version=cube.version.version,
+            )  # fmt: skip
+
+    def quarantine(self, cube: Cube, error: MemError) -> MemError:
+        """Record that a payload is damaged; returns the error to raise."""
+        self._table.quarantine(cube.key, str(error))
+        self._heat.decide(cube.id, "quarantine", str(error), version=cube.version.version)
+        return MemError(
+            Errno.ECORRUPT,
+            f"quarantined: {error.message}",
+            **{**error.detail, "cube": cube.row.name, "version": cube.version.version},
+        )
+
+    # -- frames --------------------------------------------------------------------------------
+
+    async def allocate(self, space: Namespace, size_bytes: int) -> Frame:
+        """A fresh writable frame, charged to the namespace. Errors: ENOMEM, EDQUOT, EMFILE."""
+        charge_bytes = self._ram.charge_bytes(size_bytes)
+        await self.reclaim.make_room(space, charge_bytes)
+        self.residents.account.charge(space, charge_bytes)
+        try:
+            frame = self._ram.allocate(size_bytes)
+        except MemError:
+            self.residents.account.release(space, charge_bytes)
+            raise
+        self.reclaim.balance()
+        return frame
+
+    def give_back(self, space: Namespace, frame: Frame) -> None:
+        """Free a frame that never became resident."""
+        charge_bytes = self._ram.charge_bytes(frame.size_bytes)
+        self.residents.account.release(space, charge_bytes)
+        self._io.run(self._ram.discard, frame)
+
+    def adopt(self, resident: Resident) -> Resident:
+        """Make a sealed, charged frame resident."""
+        resident.charged_bytes = self._ram.charge_bytes(resident.frame.size_bytes)
+        self._ram.adopt(resident.key, resident.frame)
+        self.residents.add(resident)
+        return resident
+
+    # -- what table changes mean for residents -------------------------------------------------
+
+    def forget(self, key: PayloadKey) -> None:
+        """The payload is gone for good: free it now, or with its last holder."""
+        if key in self._fills:
+            self._doomed.add(key)
+        resident = self.residents.find(key)
+        if resident is None or resident.is_orphan:
+            return
+        resident.is_orphan = True
+        self.residents.policy.remove(key)
+        if not resident.is_held:
+            self.reclaim.discard(resident)

@@ -1,0 +1,302 @@
+"""The page table: names, cubes, versions and small payloads, typed, over the ledger.
+
+The durable rows are the truth; what is in memory are the changes not yet committed (the ledger)
+and what processes use right now (the pager's residents). A look-up is therefore one or two B-tree
+descents in mapped memory, and a daemon with a million cubes boots as fast as an empty one
+(docs/design/0002-kernel.md). Nothing here asks who is calling. Kernel thread only.
+"""
+
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from libmem.abi.digest import digest_of
+from libmem.abi.errors import Errno, MemError
+from libmem.abi.names import NameRef
+from libmem.abi.structs import Event, EventKind
+from memosd.kernel.ledger import Ledger
+from memosd.kernel.ports import Clock, PayloadKey, Store
+from memosd.kernel.rows import (
+    CubeRow,
+    LogRow,
+    VersionRow,
+    decode_row,
+    encode_row,
+    seal_value,
+    unseal_value,
+    version_key,
+)
+
+__all__ = ["Cube", "PageTable", "event_of", "new_id"]
+
+
+def new_id(now_ns: int) -> bytes:
+    """128 bits, ordered by creation to the millisecond, as UUIDv7: new rows are neighbours."""
+    return (now_ns // 1_000_000).to_bytes(6, "big") + os.urandom(10)
+
+
+class Cube(NamedTuple):
+    """A resolved reference: the cube's row and the version that was meant."""
+
+    id: bytes
+    row: CubeRow
+    version: VersionRow
+
+    @property
+    def key(self) -> PayloadKey:
+        return self.version.payload_id
+
+    @property
+    def is_current(self) -> bool:
+        return self.version is self.row.current
+
+
+class PageTable:
+    """Typed access to the rows of cubes."""
+
+    def __init__(self, ledger: Ledger, store: Store, clock: Clock) -> None:
+        self.ledger = ledger
+        self._clock = clock
+        self._next_seq = self._durable_seq = _last_seq(store)
+        self._store = store
+        self.quarantined: set[PayloadKey] = set()
+        self.volatile: dict[PayloadKey, bytes] = {}
+        """Cache payloads that are in RAM only, and the cube of each."""
+        self._reload()
+        self._staged_seq = self._durable_seq
+        ledger.before_stage.append(self._on_stage)
+        ledger.on_commit.append(self._on_commit)
+        ledger.on_rollback.append(self._on_rollback)
+
+    # -- look-ups ------------------------------------------------------------------------------
+
+    def find_id(self, name: str) -> bytes | None:
+        key = name.encode()
+        value = self.ledger.get("names", key)
+        return None if value is None else unseal_value("names", key, value)
+
+    def cube_row(self, cube_id: bytes) -> CubeRow | None:
+        value = self.ledger.get("cubes", cube_id)
+        return None if value is None else decode_row(CubeRow, "cubes", cube_id, value)
+
+    def resolve(self, ref: NameRef) -> Cube:
+        """The cube and version behind a parsed name. Errors: ENOENT, ECORRUPT."""
+        cube_id = self.find_id(ref.name)
+        row = self.cube_row(cube_id) if cube_id is not None else None
+        if cube_id is None or row is None or self.is_expired(row):
+            raise MemError(Errno.ENOENT, "no such cube", cube=ref.name)
+        return Cube(cube_id, row, self._version(cube_id, row, ref))
+
+    def _version(self, cube_id: bytes, row: CubeRow, ref: NameRef) -> VersionRow:
+        if ref.version in (0, row.current.version):
+            return row.current
+        key = version_key(cube_id, ref.version)
+        value = self.ledger.get("history", key)
+        if value is None:
+            raise MemError(Errno.ENOENT, "no such version", cube=ref.name, version=ref.version)
+        return decode_row(VersionRow, "history", key, value)
+
+    def durable_cube(self, cube_id: bytes) -> Cube | None:
+        """The cube as of the last commit, for whatever follows the log. Errors: ECORRUPT."""
+        value = self._store.get("cubes", cube_id)
+        if value is None:
+            return None
+        row = decode_row(CubeRow, "cubes", cube_id, value)
+        return Cube(cube_id, row, row.current)
+
+    def is_expired(self, row: CubeRow) -> bool:
+        return bool(row.expires_ns) and row.expires_ns <= self._clock.wall_ns()
+
+    def older_versions(self, cube_id: bytes) -> list[VersionRow]:
+        """All but the current one, oldest first."""
+        return [
+            decode_row(VersionRow, "history", key, value)
+            for key, value in self.ledger.scan("history", cube_id, cube_id)
+        ]
+
+    def payload(self, version: VersionRow) -> bytes:
+        """A small payload, verified. Errors: ECORRUPT."""
+        return self._checked(self.ledger.get("payloads", version.payload_id), version)
+
+    def durable_payload(self, version: VersionRow) -> bytes:
+        """As `payload`, as of the last commit. Errors: ECORRUPT."""
+        return self._checked(self._store.get("payloads", version.payload_id), version)
+
+    @staticmethod
+    def _checked(value: bytes | None, version: VersionRow) -> bytes:
+        if value is None or digest_of(value) != version.digest:
+            raise MemError(Errno.ECORRUPT, "the payload does not match its digest")
+        return value
+
+    def scan_names(self, start: bytes, prefix: bytes) -> Iterator[tuple[str, bytes]]:
+        """(name, sealed id) in name order; open the id with `opened_id`."""
+        for key, value in self.ledger.scan("names", start, prefix):
+            yield key.decode(), value
+
+    def scan_cubes(self, start: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """(cube id, raw row) in order of creation."""
+        return self.ledger.scan("cubes", start)
+
+    def opened_id(self, name: str, value: bytes) -> bytes:
+        """Errors: ECORRUPT."""
+        return unseal_value("names", name.encode(), value)
+
+    def count(self) -> int:
+        """Cubes as of the last commit."""
+        return self._store.count("cubes")
+
+    # -- changes -------------------------------------------------------------------------------
+
+    def put_cube(self, cube_id: bytes, row: CubeRow) -> None:
+        self.ledger.put("cubes", cube_id, encode_row(cube_id, row))
+
+    def put_name(self, name: str, cube_id: bytes) -> None:
+        key = name.encode()
+        self.ledger.put("names", key, seal_value(key, cube_id))
+
+    def drop_name(self, name: str) -> None:
+        self.ledger.delete("names", name.encode())
+
+    def drop_cube(self, cube_id: bytes) -> None:
+        self.ledger.delete("cubes", cube_id)
+        self.ledger.delete("heat", cube_id)
+
+    def put_history(self, cube_id: bytes, version: VersionRow) -> None:
+        key = version_key(cube_id, version.version)
+        self.ledger.put("history", key, encode_row(key, version))
+
+    def drop_history(self, cube_id: bytes, version: int) -> None:
+        self.ledger.delete("history", version_key(cube_id, version))
+
+    def put_payload(self, key: PayloadKey, payload: bytes) -> None:
+        self.ledger.put("payloads", key, payload)
+
+    def drop_payload(self, key: PayloadKey, *, is_inline: bool) -> None:
+        """Forget a payload's rows; a page file is the caller's to free once this is durable."""
+        self.ledger.delete("payloads" if is_inline else "pages", key)
+        if key in self.volatile:
+            self.set_settled(key)
+        if key in self.quarantined:
+            self.quarantined.discard(key)
+            self.ledger.delete("quarantine", key)
+
+    def put_page_file(self, key: PayloadKey, cube_id: bytes) -> None:
+        """A payload lies, or will lie, in a page file."""
+        self.ledger.put("pages", key, seal_value(key, cube_id))
+
+    def has_page_file(self, key: PayloadKey) -> bool:
+        """Does any row name this page file?"""
+        return self.ledger.get("pages", key) is not None
+
+    def set_volatile(self, key: PayloadKey, cube_id: bytes) -> None:
+        """Mark a cache payload as in RAM only."""
+        self.volatile[key] = cube_id
+        self.ledger.put("volatile", key, seal_value(key, cube_id))
+
+    def set_settled(self, key: PayloadKey) -> None:
+        """It is on disk now, or gone."""
+        self.volatile.pop(key, None)
+        self.ledger.delete("volatile", key)
+
+    def put_expiry(self, cube_id: bytes, expires_ns: int) -> None:
+        if expires_ns:
+            self.ledger.put("expiry", expires_ns.to_bytes(8, "big") + cube_id, b"")
+
+    def drop_expiry(self, cube_id: bytes, expires_ns: int) -> None:
+        if expires_ns:
+            self.ledger.delete("expiry", expires_ns.to_bytes(8, "big") + cube_id)
+
+    def quarantine(self, key: PayloadKey, problem: str) -> bool:
+        """Never serve this payload again. False when it was known already."""
+        if key in self.quarantined:
+            return False
+        self.quarantined.add(key)
+        self.ledger.put("quarantine", key, seal_value(key, problem.encode()))
+        return True
+
+    # -- the log -------------------------------------------------------------------------------
+
+    @property
+    def durable_seq(self) -> int:
+        """The last event that is on disk."""
+        return self._durable_seq
+
+    def log(self, kind: EventKind, cube_id: bytes, row: CubeRow, **facts: str | int) -> None:
+        """Append an event; `facts`: actor_uid, and for renames old_name."""
+        entry = LogRow(
+            self._clock.wall_ns(),
+            kind,
+            row.name,
+            cube_id,
+            row.current.version,
+            int(facts.get("actor_uid", 0)),
+            str(facts.get("old_name", "")),
+            row.uid,
+            row.gid,
+            row.mode,
+        )
+        self._next_seq += 1
+        key = self._next_seq.to_bytes(8, "big")
+        self.ledger.put("log", key, encode_row(key, entry))
+
+    def events_after(self, seq: int) -> Iterator[tuple[int, LogRow]]:
+        """Durable events after `seq`, in order. A damaged row is passed over."""
+        for key, value in self._store.scan("log", (seq + 1).to_bytes(8, "big")):
+            try:
+                yield int.from_bytes(key, "big"), decode_row(LogRow, "log", key, value)
+            except MemError:
+                continue
+
+    def oldest_seq(self) -> int:
+        """The first event still retained; 0 for an empty log."""
+        for key, _ in self._store.scan("log", b""):
+            return int.from_bytes(key, "big")
+        return 0
+
+    def trim_log(self, before_seq: int, limit: int) -> int:
+        """Forget up to `limit` events older than `before_seq`; returns how many."""
+        end = max(0, before_seq).to_bytes(8, "big")
+        doomed: list[bytes] = []
+        for key, _ in self._store.scan("log", b""):
+            if key >= end or len(doomed) == limit:
+                break
+            doomed.append(key)
+        for key in doomed:
+            self.ledger.delete("log", key)
+        return len(doomed)
+
+    def _on_stage(self) -> None:
+        self._staged_seq = self._next_seq
+
+    def _on_commit(self) -> None:
+        self._durable_seq = self._staged_seq
+
+    def _on_rollback(self, _error: MemError) -> None:
+        self._next_seq = self._staged_seq = self._durable_seq
+        self._reload()
+
+    def _reload(self) -> None:
+        self.quarantined = {key for key, _ in self._store.scan("quarantine", b"")}
+        self.volatile = {
+            key: unseal_value("volatile", key, value)
+            for key, value in self._store.scan("volatile", b"")
+        }
+
+
+def _last_seq(store: Store) -> int:
+    key = store.last_key("log")
+    return int.from_bytes(key, "big") if key else 0
+
+
+def event_of(seq: int, row: LogRow) -> Event:
+    """The event as callers see it."""
+    return Event(
+        seq=seq,
+        time_ns=row.time_ns,
+        kind=row.kind,
+        name=row.name,
+        id=row.id,
+        version=row.version,
+        uid=row.actor_uid,
+        old_name=row.old_name,
+    )

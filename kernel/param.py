@@ -1,0 +1,46 @@
+"""The kernel's parameters: what boot hands it from the configuration, in the kernel's units."""
+
+import msgspec
+
+__all__ = ["Parameters"]
+
+
+class Parameters(msgspec.Struct, frozen=True, kw_only=True):
+    """Defaults suit tests; `memosd.boot` fills every field."""
+
+    admin_uids: frozenset[int] = frozenset({0})
+    data_dir: str = ""
+    fd_socket: str = ""
+
+    ram_budget_bytes: int = 64 << 20
+    ram_high: float = 0.9
+    """Background reclaim starts above this share of the budget ..."""
+    ram_low: float = 0.8
+    """... and stops below this one."""
+    ram_frames: int = 4096
+    """One descriptor each; bounded by RLIMIT_NOFILE."""
+    disk_budget_bytes: int = 1 << 30
+    policy: str = "lru"
+
+    inline_limit_bytes: int = 16 << 10
+    """Payloads up to this lie in the table itself."""
+    call_by_value_bytes: int = 1 << 20
+
+    sessions: int = 1024
+    sessions_per_uid: int = 512
+    handles_per_session: int = 4096
+    pins_per_session: int = 1024
+    watches_per_session: int = 8
+    namespaces_per_uid: int = 256
+
+    anyone_makes_namespaces: bool = True
+    namespace_mode: int = 0o700
+    quota_disk_bytes: int = 0
+    quota_ram_bytes: int = 0
+    quota_cubes: int = 0
+
+    log_retain_events: int = 1_000_000
+    heat_flush_ns: int = 10_000_000_000
+    expiry_sweep_ns: int = 30_000_000_000
+    writeback_delay_ns: int = 1_000_000_000
+    bind_timeout_ns: int = 5_000_000_000

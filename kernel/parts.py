@@ -1,0 +1,30 @@
+"""What most of the kernel works on, made first and handed around whole."""
+
+from typing import NamedTuple
+
+from libmem.abi.structs import CubeType
+from memosd.kernel.heat import Heat
+from memosd.kernel.namespace import Namespaces
+from memosd.kernel.pagetable import PageTable
+from memosd.kernel.param import Parameters
+from memosd.kernel.ports import Clock, Driver, FrameTier, Io, Tier
+from memosd.kernel.residents import Residents
+from memosd.kernel.timers import Timers
+
+__all__ = ["Parts"]
+
+
+class Parts(NamedTuple):
+    """One of each; `kernel.py` puts them together."""
+
+    parameters: Parameters
+    clock: Clock
+    io: Io
+    ram: FrameTier
+    disk: Tier
+    drivers: dict[CubeType, Driver]
+    timers: Timers
+    table: PageTable
+    namespaces: Namespaces
+    residents: Residents
+    heat: Heat

@@ -1,0 +1,209 @@
+"""What the kernel needs from the outside: protocols that drivers fulfil.
+
+The kernel decides and moves no bytes itself. It imports nothing of `memosd.drivers`; boot hands
+it objects of these shapes, and a type checker compares them there. Payloads travel between tiers
+as descriptors of host memory (memfds), so that a tier over a GPU or a network needs no other
+road.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+from libmem.abi.digest import Manifest
+from libmem.abi.index import IndexDocument, IndexHit
+from libmem.abi.structs import CubeType, Descriptive, Durability
+from memosd.kernel.wait import Completion
+
+__all__ = [
+    "Changes",
+    "Clock",
+    "Driver",
+    "Frame",
+    "FrameTier",
+    "Index",
+    "IndexDocument",
+    "IndexHit",
+    "Io",
+    "PayloadKey",
+    "Store",
+    "Tier",
+]
+
+T = TypeVar("T")
+PayloadKey = bytes
+"""16 bytes that name one payload; versions that differ in their header only share it."""
+Changes = Mapping[tuple[str, bytes], bytes | None]
+"""(table, key) -> value, None to delete."""
+
+
+class Clock(Protocol):
+    """Time, injected so that tests own it."""
+
+    def wall_ns(self) -> int: ...
+
+    def monotonic_ns(self) -> int: ...
+
+
+class Io(Protocol):
+    """Threads for slow work. The completion is resolved on the kernel thread."""
+
+    def run(self, work: Callable[..., T], *args: Any) -> Completion[T]: ...
+
+
+class Store(Protocol):
+    """Ordered tables of bytes with atomic, durable commits. Kernel thread only, bar `commit`.
+
+    Reads see the last settled commit. One commit is under way at a time: `stage` on the kernel
+    thread, the callable it returns on an I/O thread, `settle` on the kernel thread.
+    """
+
+    def get(self, table: str, key: bytes) -> bytes | None: ...
+
+    def scan(self, table: str, start: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Rows with key >= start, ascending. Ends quietly when a `settle` passes it by: do not
+        hold it over an await."""
+        ...
+
+    def last_key(self, table: str) -> bytes | None: ...
+
+    def count(self, table: str) -> int: ...
+
+    def stage(self, changes: Changes) -> Callable[[], None]:
+        """Begin a transaction, apply `changes`, return the blocking commit.
+
+        Errors: ENOSPC (map or disk full), EIO. Also raised by the commit; then nothing of it is
+        visible, now or after a restart.
+        """
+        ...
+
+    def settle(self) -> None:
+        """Let reads see what was committed; to be called after the commit, failed or not."""
+        ...
+
+    def used_bytes(self) -> int: ...
+
+    def close(self) -> None: ...
+
+
+class Tier(Protocol):
+    """A place that keeps payloads. Any thread; calls for one key never overlap.
+
+    MUST: `store` is atomic (all or nothing, also over a crash) and, where `is_durable`, durable
+    on return. `load` verifies every page before it returns. `free` of an absent key is no error.
+    """
+
+    name: str
+    is_durable: bool
+
+    def charge_bytes(self, size_bytes: int) -> int:
+        """What a payload of this size costs here; the kernel reserves it before it stores."""
+        ...
+
+    def store(self, key: PayloadKey, fd: int, manifest: Manifest) -> None:
+        """Keep the first `manifest.size_bytes` bytes behind `fd`. Errors: ENOSPC, ENOMEM, EIO."""
+        ...
+
+    def load(self, key: PayloadKey, fd: int, size_bytes: int, digest: bytes) -> None:
+        """Copy the payload into writable memory behind `fd`. Errors: ENOENT, EIO, ECORRUPT."""
+        ...
+
+    def verify(self, key: PayloadKey, size_bytes: int, digest: bytes) -> None:
+        """Read and check the payload, going nowhere. Errors as `load`."""
+        ...
+
+    def free(self, key: PayloadKey) -> None: ...
+
+    def keys(self) -> Iterator[PayloadKey]: ...
+
+
+class Frame(Protocol):
+    """Memory that processes can map. Its size is fixed at birth; its content once sealed."""
+
+    fd: int
+    size_bytes: int
+    is_sealed: bool
+
+
+class FrameTier(Tier, Protocol):
+    """A tier whose payloads can be mapped: RAM."""
+
+    def allocate(self, size_bytes: int) -> Frame:
+        """Fresh zeroed writable memory, not yet under any key. Errors: ENOMEM, EMFILE."""
+        ...
+
+    def seal(self, frame: Frame, size_bytes: int) -> None:
+        """Make it immutable, at `size_bytes` or shorter. Errors: EBUSY while anybody has it
+        mapped writable."""
+        ...
+
+    def hash(self, frame: Frame) -> Manifest:
+        """Page digests of a sealed frame. Slow: an I/O thread's work."""
+        ...
+
+    def view(self, frame: Frame) -> memoryview:
+        """A read-only view of a sealed frame, for top halves to validate."""
+        ...
+
+    def adopt(self, key: PayloadKey, frame: Frame) -> None:
+        """Keep a sealed frame under a key, without a copy."""
+        ...
+
+    def take(self, key: PayloadKey) -> Frame:
+        """Remove a frame from under its key, to be discarded."""
+        ...
+
+    def discard(self, frame: Frame) -> None:
+        """Give back a frame that is under no key. Slow for large ones: an I/O thread's work."""
+        ...
+
+
+class Driver(Protocol):
+    """The top half of a memory type: validates and describes, never loads a model."""
+
+    type: CubeType
+    durability: Durability
+    """The default for cubes that do not ask."""
+    is_indexed: bool
+    """Whether `index_text` may have something to say."""
+
+    def check_header(self, descriptive: Descriptive, attributes: dict[str, Any]) -> None:
+        """Fast; kernel thread. Errors: EINVAL."""
+        ...
+
+    def check_payload(
+        self, payload: memoryview | bytes, descriptive: Descriptive, attributes: dict[str, Any]
+    ) -> None:
+        """Any thread. Errors: EILSEQ when the payload is not what the header promises."""
+        ...
+
+    def index_text(self, payload: memoryview | bytes, descriptive: Descriptive) -> str | None:
+        """What the lexical index should know of it; None: nothing."""
+        ...
+
+
+class Index(Protocol):
+    """A lexical index: derived state, stamped with the log sequence it reflects.
+
+    All calls come from one thread, its own. A document replaces the one with the same id.
+    Statistics (document frequencies) never cross from one namespace into another.
+    """
+
+    name: str
+
+    def open(self) -> int:
+        """Open or make it; return its stamp, 0 when it is new or had to be discarded."""
+        ...
+
+    def apply(
+        self, stamp: int, documents: Sequence[IndexDocument], removed: Iterable[bytes]
+    ) -> None:
+        """Removals first, then documents, then the stamp, in one transaction."""
+        ...
+
+    def search(self, query: str, namespaces: Mapping[int, str], limit: int) -> list[IndexHit]:
+        """Best first over the given namespaces, each with the subtree prefix names must have."""
+        ...
+
+    def clear(self) -> None: ...
+
+    def close(self) -> None: ...

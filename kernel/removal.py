@@ -1,0 +1,204 @@
+"""Removing and renaming: unlink, expiry, lost cache payloads, rename.
+
+Rows go with the commit; page files and frames go only once that commit is durable, so a crash in
+between leaves nothing dangling that boot cannot clear, and a commit that fails leaves everything
+as it was. Kernel thread only.
+"""
+
+import msgspec
+
+from libmem.abi.calls import RenameCube, RenameReply, UnlinkCube, UnlinkReply
+from libmem.abi.errors import Errno, MemError
+from libmem.abi.names import namespace_of, parse_name, parse_ref
+from libmem.abi.structs import EventKind
+from memosd.kernel.access import EXECUTE, WRITE, Identity
+from memosd.kernel.cubes import ROW_BYTES, Cubes
+from memosd.kernel.namespace import Namespace
+from memosd.kernel.pager import Pager
+from memosd.kernel.pagetable import Cube
+from memosd.kernel.parts import Parts
+from memosd.kernel.ports import PayloadKey
+from memosd.kernel.rows import CubeRow, VersionRow
+
+__all__ = ["Removal"]
+
+
+class Removal:
+    """Everything that takes names, versions and payloads away."""
+
+    def __init__(self, parts: Parts, cubes: Cubes, pager: Pager) -> None:
+        self._table = parts.table
+        self._namespaces = parts.namespaces
+        self._residents = parts.residents
+        self._disk = parts.disk
+        self._clock = parts.clock
+        self._cubes = cubes
+        self._pager = pager
+        self._io = parts.io
+        self._heat = parts.heat
+
+    # -- unlink --------------------------------------------------------------------------------
+
+    def unlink(self, who: Identity, request: UnlinkCube) -> UnlinkReply:
+        """Errors: as its row says."""
+        ref = parse_ref(request.name)
+        cube, space = self._cubes.open(who, request.name, WRITE)
+        space.require(who, WRITE | EXECUTE)
+        self._cubes.check_version(
+            Cube(cube.id, cube.row, cube.row.current), request.expected_version, ref.name
+        )
+        if ref.version:
+            return self._unlink_version(who, cube, space)
+        return self._remove(cube.id, cube.row, EventKind.UNLINK, who.uid)
+
+    def _unlink_version(self, who: Identity, cube: Cube, space: Namespace) -> UnlinkReply:
+        if cube.is_current:
+            raise MemError(
+                Errno.EBUSY, "the current version goes only with the cube", cube=cube.row.name
+            )
+        freed = self._drop_versions(cube.id, cube.row, [cube.version], space)
+        self._table.log(EventKind.HEADER, cube.id, cube.row, actor_uid=who.uid)
+        return UnlinkReply(freed_bytes=freed, versions=1)
+
+    def _remove(self, cube_id: bytes, row: CubeRow, kind: EventKind, actor_uid: int) -> UnlinkReply:
+        space = self._namespaces.by_id(row.namespace)
+        older = self._table.older_versions(cube_id)
+        freed = self._drop_versions(cube_id, row, [*older, row.current], space)
+        self._table.drop_name(row.name)
+        self._table.drop_cube(cube_id)
+        self._table.drop_expiry(cube_id, row.expires_ns)
+        self._heat.forget(cube_id)
+        self._namespaces.charge(space, 0, cubes=-1)
+        self._table.log(kind, cube_id, row, actor_uid=actor_uid)
+        return UnlinkReply(freed_bytes=freed, versions=len(older) + 1)
+
+    def _drop_versions(
+        self, cube_id: bytes, row: CubeRow, doomed: list[VersionRow], space: Namespace
+    ) -> int:
+        """Remove versions, and the payloads that no remaining version shares."""
+        gone = {version.version for version in doomed}
+        kept = {
+            version.payload_id
+            for version in (*self._table.older_versions(cube_id), row.current)
+            if version.version not in gone
+        }
+        freed = len(doomed) * ROW_BYTES
+        for version in doomed:
+            self._table.drop_history(cube_id, version.version)
+        payloads = {v.payload_id: v for v in doomed if v.payload_id not in kept}
+        for key, version in payloads.items():
+            freed += self._cubes.disk_charge(version.size_bytes, is_inline=version.is_inline)
+            freed -= ROW_BYTES
+            self._drop_payload(key, is_inline=version.is_inline)
+        self._namespaces.charge(space, -freed)
+        return freed
+
+    def _drop_payload(self, key: PayloadKey, *, is_inline: bool) -> None:
+        self._table.drop_payload(key, is_inline=is_inline)
+
+        def free(error: MemError | None) -> None:
+            if error is None:
+                self.free_payload(key, is_inline=is_inline)
+
+        ledger = self._table.ledger
+        ledger.when_durable(ledger.pending_barrier(), free)
+
+    def free_payload(self, key: PayloadKey, *, is_inline: bool) -> None:
+        """Free the bytes of a payload that no durable row names."""
+        self._pager.forget(key)
+        if not is_inline:
+            self._io.run(self._disk.free, key)
+
+    # -- expiry and loss -----------------------------------------------------------------------
+
+    def expire(self, limit: int = 256) -> int:
+        """Remove up to `limit` cubes whose time is over; returns how many."""
+        now = self._clock.wall_ns().to_bytes(8, "big")
+        due: list[bytes] = []
+        for key, _ in self._table.ledger.scan("expiry", b""):
+            if key[:8] > now or len(due) == limit:
+                break
+            due.append(key)
+        for key in due:
+            self._expire_one(key)
+        return len(due)
+
+    def _expire_one(self, key: bytes) -> None:
+        cube_id = key[8:]
+        try:
+            row = self._table.cube_row(cube_id)
+        except MemError:
+            row = None  # fsck reports it
+        if row is None or row.expires_ns != int.from_bytes(key[:8], "big"):
+            self._table.ledger.delete("expiry", key)
+            return
+        self._remove(cube_id, row, EventKind.EXPIRE, actor_uid=0)
+
+    def lose(self, key: PayloadKey, reason: str) -> None:
+        """A cache payload is nowhere any more: remove the versions that showed it."""
+        cube_id = self._table.volatile[key]
+        row = self._table.cube_row(cube_id)
+        if row is None:
+            self._table.set_settled(key)
+            return
+        self._heat.decide(cube_id, "lost", reason)
+        older = self._table.older_versions(cube_id)
+        left = [version for version in older if version.payload_id != key]
+        if not left and row.current.payload_id == key:
+            self._remove(cube_id, row, EventKind.EXPIRE, actor_uid=0)
+            return
+        if row.current.payload_id == key:
+            # The newest version that is left becomes the current one; its number was never reused.
+            row.current, lost = left[-1], row.current
+            self._table.drop_history(cube_id, row.current.version)
+            self._table.put_cube(cube_id, row)
+            older.append(lost)
+        doomed = [version for version in older if version.payload_id == key]
+        self._drop_versions(cube_id, row, doomed, self._namespaces.by_id(row.namespace))
+        self._table.log(EventKind.EXPIRE, cube_id, row)
+
+    # -- rename --------------------------------------------------------------------------------
+
+    def rename(self, who: Identity, request: RenameCube) -> RenameReply:
+        """Errors: as its row says."""
+        new_name = parse_name(request.new_name)
+        cube, space = self._cubes.open(who, parse_name(request.name), WRITE)
+        space.require(who, WRITE | EXECUTE)
+        self._cubes.check_version(cube, request.expected_version, request.name)
+        target = self._namespaces.find(namespace_of(new_name))
+        target.require(who, WRITE | EXECUTE)
+        if self._table.find_id(new_name) is not None:
+            raise MemError(Errno.EEXIST, "the new name is taken", cube=new_name)
+        if target is not space:
+            self._change_space(cube, space, target)
+        row = msgspec.structs.replace(cube.row, name=new_name, namespace=target.id)
+        self._table.drop_name(cube.row.name)
+        self._table.put_name(new_name, cube.id)
+        self._table.put_cube(cube.id, row)
+        self._table.log(EventKind.RENAME, cube.id, row, actor_uid=who.uid, old_name=cube.row.name)
+        return RenameReply(version=row.current.version)
+
+    def _change_space(self, cube: Cube, space: Namespace, target: Namespace) -> None:
+        versions = [*self._table.older_versions(cube.id), cube.row.current]
+        payloads = {v.payload_id: v for v in versions}
+        charge = ROW_BYTES * (len(versions) - len(payloads)) + sum(
+            self._cubes.disk_charge(v.size_bytes, is_inline=v.is_inline) for v in payloads.values()
+        )
+        self._namespaces.move(space, target, charge)
+        moved: list[PayloadKey] = []
+        try:
+            for key in payloads:
+                self._residents.move(key, target)
+                moved.append(key)
+        except MemError:
+            self._namespaces.move(target, space, charge)
+            for key in moved:
+                self._residents.move(key, space)
+            raise
+
+        def undo(error: MemError | None) -> None:
+            for key in moved if error else ():
+                self._residents.move(key, space)
+
+        ledger = self._table.ledger
+        ledger.when_durable(ledger.pending_barrier(), undo)

@@ -1,0 +1,189 @@
+"""Rows as they lie in the store, and the seal that tells a good one from a damaged one.
+
+A value is `xxh3-64(key + body)` (8 bytes, little endian) and then the body, a msgpack array. The
+key is part of the checksum, so a row that strayed to another key is as bad as a flipped bit.
+Fields are only ever appended, with defaults; docs/format.md lists them.
+
+    meta        name              -> bytes (no msgpack)
+    namespaces  u32 id            -> NamespaceRow
+    names       name              -> cube id
+    cubes       cube id           -> CubeRow, its current version inside
+    history     cube id, version  -> VersionRow of an older version
+    payloads    payload id        -> a small payload itself (checked by its digest, not sealed)
+    pages       payload id        -> cube id: a payload that has, or will have, a page file
+    volatile    payload id        -> cube id: a cache payload that is in RAM only
+    quarantine  payload id        -> the problem, as text
+    expiry      time ns, cube id  -> empty
+    log         u64 sequence      -> LogRow
+    heat        cube id           -> HeatRow, written now and then
+"""
+
+from typing import Any, Final, TypeVar
+
+import msgspec
+import xxhash
+
+from libmem.abi.errors import Errno, MemError
+from libmem.abi.structs import (
+    CubeType,
+    Decision,
+    Descriptive,
+    Durability,
+    EventKind,
+    Quota,
+    Sensitivity,
+    Usage,
+)
+
+__all__ = [
+    "FORMAT_VERSION",
+    "TABLES",
+    "CubeRow",
+    "HeatRow",
+    "LogRow",
+    "NamespaceRow",
+    "VersionRow",
+    "decode_row",
+    "encode_row",
+    "seal_value",
+    "unseal_value",
+    "version_key",
+]
+
+FORMAT_VERSION: Final = 1
+TABLES: Final = (
+    "meta",
+    "namespaces",
+    "names",
+    "cubes",
+    "history",
+    "payloads",
+    "pages",
+    "volatile",
+    "quarantine",
+    "expiry",
+    "log",
+    "heat",
+)
+_CHECKSUM_BYTES: Final = 8
+
+
+class Row(msgspec.Struct, array_like=True):
+    """Base of stored rows: positional, compact, fields only appended."""
+
+
+class VersionRow(Row):
+    """One immutable version."""
+
+    version: int
+    payload_id: bytes
+    """A header change makes a version that shares the payload of the one before."""
+    size_bytes: int
+    digest: bytes
+    is_inline: bool
+    """The payload is a row of `payloads`; else a page file."""
+    created_ns: int
+    author_uid: int
+    descriptive: Descriptive
+    attributes: dict[str, Any]
+    parents: tuple[tuple[bytes, int], ...]
+
+
+class CubeRow(Row):
+    """A cube with its current version."""
+
+    name: str
+    namespace: int
+    type: CubeType
+    durability: Durability
+    uid: int
+    gid: int
+    mode: int
+    priority: int
+    expires_ns: int
+    sensitivity: Sensitivity
+    created_ns: int
+    last_version: int
+    """The highest number ever given; numbers are not used twice."""
+    current: VersionRow
+
+
+class NamespaceRow(Row):
+    """A namespace and what it holds."""
+
+    name: str
+    uid: int
+    gid: int
+    mode: int
+    created_ns: int
+    quota: Quota
+    usage: Usage
+    """disk_bytes and cubes; RAM is counted in memory only."""
+
+
+class LogRow(Row):
+    """An event with what is needed to decide who may see it."""
+
+    time_ns: int
+    kind: EventKind
+    name: str
+    id: bytes
+    version: int
+    actor_uid: int
+    old_name: str
+    owner_uid: int
+    owner_gid: int
+    mode: int
+
+
+class HeatRow(Row):
+    """What was observed of a cube, and the latest decisions about it, oldest first."""
+
+    reads: int = 0
+    maps: int = 0
+    faults: int = 0
+    evictions: int = 0
+    last_access_ns: int = 0
+    decisions: tuple[Decision, ...] = ()
+
+
+RowT = TypeVar("RowT", bound=Row)
+_encoder = msgspec.msgpack.Encoder()
+_decoders: dict[type[Row], msgspec.msgpack.Decoder[Any]] = {
+    row: msgspec.msgpack.Decoder(row)
+    for row in (CubeRow, VersionRow, NamespaceRow, LogRow, HeatRow)
+}
+
+
+def seal_value(key: bytes, body: bytes) -> bytes:
+    return xxhash.xxh3_64_digest(key + body) + body
+
+
+def unseal_value(table: str, key: bytes, value: bytes) -> bytes:
+    """Errors: ECORRUPT."""
+    body = value[_CHECKSUM_BYTES:]
+    if xxhash.xxh3_64_digest(key + body) != value[:_CHECKSUM_BYTES]:
+        raise MemError(
+            Errno.ECORRUPT, f"a row of {table} does not match its checksum", key=key.hex()
+        )
+    return body
+
+
+def encode_row(key: bytes, row: Row) -> bytes:
+    return seal_value(key, _encoder.encode(row))
+
+
+def decode_row(row: type[RowT], table: str, key: bytes, value: bytes) -> RowT:
+    """Errors: ECORRUPT."""
+    body = unseal_value(table, key, value)
+    try:
+        decoded: RowT = _decoders[row].decode(body)
+    except msgspec.DecodeError as error:
+        raise MemError(
+            Errno.ECORRUPT, f"a row of {table} cannot be read: {error}", key=key.hex()
+        ) from None
+    return decoded
+
+
+def version_key(cube_id: bytes, version: int) -> bytes:
+    return cube_id + version.to_bytes(4, "big")

@@ -1,0 +1,135 @@
+"""Sessions: a client process, and everything the kernel holds on its behalf.
+
+Opened by `hello` on the control road, bound when the same process shows the token on the fd
+road, ended when that socket closes. All that a session holds is reachable from here, so ending
+it frees everything. Kernel thread only.
+"""
+
+import itertools
+import secrets
+from collections.abc import Callable, Iterator
+
+from libmem.abi.errors import Errno, MemError
+from memosd.kernel.access import Identity
+from memosd.kernel.param import Parameters
+
+__all__ = ["Handle", "Session", "Sessions"]
+
+
+class Handle:
+    """Something a session holds by number. `release` is called exactly once."""
+
+    __slots__ = ("kind", "release", "subject")
+
+    def __init__(self, kind: str, subject: object, release: Callable[[], None]) -> None:
+        self.kind = kind
+        """map, pin or fill."""
+        self.subject = subject
+        self.release = release
+
+
+class Session:
+    """One client. `identity` is the operating system's word."""
+
+    __slots__ = (
+        "handles",
+        "identity",
+        "is_bound",
+        "is_ended",
+        "number",
+        "on_end",
+        "program",
+        "token",
+    )
+
+    def __init__(self, number: int, identity: Identity, program: str) -> None:
+        self.number = number
+        self.identity = identity
+        self.program = program
+        self.token = secrets.token_bytes(16)
+        self.is_bound = False
+        self.is_ended = False
+        self.handles: dict[int, Handle] = {}
+        self.on_end: set[Callable[[], None]] = set()
+        """Waits to give up when the session ends."""
+
+    def take(self, number: int, kind: str) -> Handle:
+        """Remove and return a handle; the caller releases it. Errors: EBADF."""
+        self.peek(number, kind)
+        return self.handles.pop(number)
+
+    def peek(self, number: int, kind: str) -> Handle:
+        """Errors: EBADF."""
+        handle = self.handles.get(number)
+        if handle is None or handle.kind != kind:
+            raise MemError(Errno.EBADF, f"this session holds no {kind} with that handle")
+        return handle
+
+
+class Sessions:
+    """All live sessions."""
+
+    def __init__(self, limits: Parameters) -> None:
+        self._limits = limits
+        self._by_number: dict[int, Session] = {}
+        self._numbers = itertools.count(1)
+        self._handles = itertools.count(1)
+
+    def __len__(self) -> int:
+        return len(self._by_number)
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(list(self._by_number.values()))
+
+    def open(self, identity: Identity, program: str) -> Session:
+        """Errors: EMFILE when the daemon, or this user, has too many."""
+        limits = self._limits
+        if len(self._by_number) >= limits.sessions:
+            raise MemError(Errno.EMFILE, f"the daemon serves {limits.sessions} sessions already")
+        same = sum(s.identity.uid == identity.uid for s in self._by_number.values())
+        if same >= limits.sessions_per_uid:
+            raise MemError(Errno.EMFILE, f"uid {identity.uid} has {same} sessions already")
+        session = Session(next(self._numbers), identity, program)
+        self._by_number[session.number] = session
+        return session
+
+    def find_unbound(self, token: bytes, identity: Identity) -> Session | None:
+        """The session waiting for this token from this very process, or None."""
+        for session in self._by_number.values():
+            if session.is_bound or not secrets.compare_digest(session.token, token):
+                continue
+            shown = (session.identity.uid, session.identity.pid)
+            return session if shown == (identity.uid, identity.pid) else None
+        return None
+
+    def check_room(self, session: Session, kind: str) -> None:
+        """May the session hold one more of a kind? Errors: EMFILE."""
+        if len(session.handles) >= self._limits.handles_per_session:
+            raise MemError(
+                Errno.EMFILE, f"the session holds {len(session.handles)} handles already"
+            )
+        if kind == "pin":
+            pins = sum(handle.kind == "pin" for handle in session.handles.values())
+            if pins >= self._limits.pins_per_session:
+                raise MemError(Errno.EMFILE, f"the session holds {pins} pins already")
+
+    def grant(self, session: Session, handle: Handle) -> int:
+        """Let a session hold something; its number. Errors: ECANCELED when it ended meanwhile."""
+        if session.is_ended:
+            handle.release()
+            raise MemError(Errno.ECANCELED, "the session ended")
+        number = next(self._handles)
+        session.handles[number] = handle
+        return number
+
+    def end(self, session: Session) -> None:
+        """Free all that the session holds. Idempotent."""
+        if session.is_ended:
+            return
+        session.is_ended = True
+        self._by_number.pop(session.number, None)
+        for give_up in list(session.on_end):
+            give_up()
+        session.on_end.clear()
+        while session.handles:
+            session.handles.popitem()[1].release()

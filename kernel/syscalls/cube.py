@@ -1,0 +1,159 @@
+"""Handlers that make, read and change cubes."""
+
+import os
+from collections.abc import Coroutine
+from typing import Any
+
+from libmem.abi import calls as c
+from libmem.abi.digest import digest_of
+from libmem.abi.errors import Errno, MemError
+from libmem.abi.limits import PAYLOAD_MAX_BYTES, READ_MAX_BYTES
+from libmem.abi.structs import Stat
+from memosd.kernel.cubes import Content
+from memosd.kernel.describe import describe, history
+from memosd.kernel.dispatch import Context
+from memosd.kernel.fills import Fill
+
+__all__ = [
+    "sys_abort_cube",
+    "sys_create_cube",
+    "sys_history_cube",
+    "sys_read_cube",
+    "sys_rename_cube",
+    "sys_seal_cube",
+    "sys_set_header",
+    "sys_stat_cube",
+    "sys_unlink_cube",
+    "sys_write_cube",
+]
+
+
+def sys_write_cube(
+    context: Context, draft: c.WriteCube
+) -> c.WriteReply | Coroutine[Any, None, c.WriteReply]:
+    kernel = context.kernel
+    parameters = kernel.parts.parameters
+    size_bytes = len(draft.payload)
+    if size_bytes > parameters.call_by_value_bytes:
+        raise MemError(
+            Errno.EFBIG, "too large by value; use create_cube", need_bytes=size_bytes,
+            free_bytes=parameters.call_by_value_bytes,
+        )  # fmt: skip
+    admission = kernel.cubes.admit(context.who, draft)
+    admission.driver.check_payload(draft.payload, draft.descriptive, draft.attributes)
+    is_inline = size_bytes <= parameters.inline_limit_bytes
+    kernel.cubes.check_room(admission, kernel.cubes.disk_charge(size_bytes, is_inline=is_inline))
+    if not is_inline:
+        return kernel.fills.write(context.who, draft, admission)
+    content = Content(size_bytes, digest_of(draft.payload), draft.payload)
+    return kernel.cubes.commit(context.who, draft, admission, kernel.cubes.new_key(), content)
+
+
+async def sys_create_cube(context: Context, draft: c.CreateCube) -> c.CreateReply:
+    kernel = context.kernel
+    if not 0 <= draft.size_bytes <= PAYLOAD_MAX_BYTES:
+        raise MemError(Errno.EINVAL, f"size_bytes is within 0..{PAYLOAD_MAX_BYTES}")
+    kernel.sessions.check_room(context.session, "fill")
+    admission = kernel.cubes.admit(context.who, draft)
+    is_inline = draft.size_bytes <= kernel.parts.parameters.inline_limit_bytes
+    kernel.cubes.check_room(
+        admission, kernel.cubes.disk_charge(draft.size_bytes, is_inline=is_inline)
+    )
+    frame = await kernel.pager.allocate(admission.space, draft.size_bytes)
+    fill = Fill(draft, admission.space, frame)
+    number = kernel.grant(
+        context.session, "fill", fill, lambda: kernel.pager.give_back(fill.space, frame)
+    )
+    kernel.send_fd(context.session, number, frame.fd)
+    return c.CreateReply(handle=number, size_bytes=draft.size_bytes)
+
+
+def sys_seal_cube(context: Context, request: c.SealCube) -> Coroutine[Any, None, c.WriteReply]:
+    kernel = context.kernel
+    fill = context.session.peek(request.handle, "fill").subject
+    assert isinstance(fill, Fill)
+    size_bytes = fill.frame.size_bytes if request.size_bytes is None else request.size_bytes
+    if not 0 <= size_bytes <= fill.frame.size_bytes:
+        raise MemError(Errno.EINVAL, "more bytes than were asked for in create_cube")
+    # EBUSY leaves the handle with the client: it may unmap and try again.
+    kernel.fills.freeze(fill, size_bytes)
+    context.session.take(request.handle, "fill")
+    return kernel.fills.commit(context.who, fill)
+
+
+def sys_abort_cube(context: Context, request: c.AbortCube) -> c.Done:
+    context.session.take(request.handle, "fill").release()
+    return c.Done()
+
+
+def sys_read_cube(
+    context: Context, request: c.ReadCube
+) -> c.ReadReply | Coroutine[Any, None, c.ReadReply]:
+    kernel = context.kernel
+    cube, _ = kernel.cubes.open(context.who, request.name)
+    kernel.pager.check_quarantine(cube)
+    start, length = _span(request, cube.version.size_bytes)
+    if not cube.version.is_inline and cube.version.size_bytes:
+        return _read_mapped(context, request, start, length)
+    payload = kernel.pager.inline_payload(cube)
+    kernel.parts.heat.count_read(cube.id)
+    return c.ReadReply(
+        payload=payload if length == len(payload) else payload[start : start + length],
+        version=cube.version.version,
+        size_bytes=cube.version.size_bytes,
+    )
+
+
+def _span(request: c.ReadCube, size_bytes: int) -> tuple[int, int]:
+    start, length = request.offset_bytes, request.length_bytes
+    if start < 0 or (length is not None and length < 0):
+        raise MemError(Errno.EINVAL, "a negative offset or length")
+    left = max(0, size_bytes - start)
+    wanted = left if length is None else min(length, left)
+    if wanted > READ_MAX_BYTES:
+        raise MemError(
+            Errno.EFBIG, "too large by value; map it or read it in parts", need_bytes=wanted,
+            free_bytes=READ_MAX_BYTES,
+        )  # fmt: skip
+    return start, wanted
+
+
+async def _read_mapped(
+    context: Context, request: c.ReadCube, start: int, length: int
+) -> c.ReadReply:
+    kernel = context.kernel
+    cube, space = kernel.cubes.open(context.who, request.name)
+    resident = await kernel.pager.fault(cube, space)
+    kernel.parts.residents.hold(resident, "busy")
+    try:
+        payload = await kernel.parts.io.run(os.pread, resident.frame.fd, length, start)
+    finally:
+        kernel.reclaim.release(resident, "busy")
+    kernel.parts.heat.count_read(cube.id)
+    return c.ReadReply(
+        payload=payload, version=cube.version.version, size_bytes=cube.version.size_bytes
+    )
+
+
+def sys_stat_cube(context: Context, request: c.StatCube) -> Stat:
+    cube, _ = context.kernel.cubes.open(context.who, request.name)
+    return describe(context.kernel.parts, cube)
+
+
+def sys_history_cube(context: Context, request: c.HistoryCube) -> c.HistoryReply:
+    if not 1 <= request.limit <= 1000:
+        raise MemError(Errno.EINVAL, "limit is within 1..1000")
+    cube, _ = context.kernel.cubes.open(context.who, request.name)
+    return c.HistoryReply(versions=tuple(history(context.kernel.parts, cube, request.limit)))
+
+
+def sys_rename_cube(context: Context, request: c.RenameCube) -> c.RenameReply:
+    return context.kernel.removal.rename(context.who, request)
+
+
+def sys_unlink_cube(context: Context, request: c.UnlinkCube) -> c.UnlinkReply:
+    return context.kernel.removal.unlink(context.who, request)
+
+
+def sys_set_header(context: Context, request: c.SetHeader) -> c.WriteReply:
+    return context.kernel.cubes.set_header(context.who, request)

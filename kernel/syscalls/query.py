@@ -1,0 +1,146 @@
+"""Handlers that look at many cubes: search, watch, fsck."""
+
+from collections.abc import Coroutine
+from itertools import islice
+from typing import Any
+
+from libmem.abi import calls as c
+from libmem.abi.errors import Errno, MemError
+from libmem.abi.index import IndexHit
+from libmem.abi.limits import HITS_MAX
+from libmem.abi.names import NameRef, namespace_of, parse_subtree
+from libmem.abi.structs import Finding, Hit
+from memosd.kernel.access import EXECUTE
+from memosd.kernel.dispatch import Context
+from memosd.kernel.events import is_under
+from memosd.kernel.pagetable import Cube
+from memosd.kernel.rows import CubeRow, decode_row
+
+__all__ = ["sys_fsck", "sys_search", "sys_watch"]
+
+_CANDIDATES_MAX = 16_384
+
+
+async def sys_search(context: Context, request: c.Search) -> c.SearchReply:
+    under = parse_subtree(request.under)
+    if not 1 <= request.k <= HITS_MAX:
+        raise MemError(Errno.EINVAL, f"k is within 1..{HITS_MAX}")
+    prefixes = _searched(context, under)
+    limit = request.k + 16
+    while True:
+        candidates = await context.kernel.indexer.search(request.query, prefixes, limit)
+        hits = list(islice(_visible(context, request, under, candidates), request.k))
+        # Hits the caller may not see were dropped: look further down the ranking.
+        if len(hits) == request.k or len(candidates) < limit or limit >= _CANDIDATES_MAX:
+            return c.SearchReply(hits=tuple(hits))
+        limit *= 4
+
+
+def _searched(context: Context, under: str) -> dict[int, str]:
+    """Namespace number -> the prefix that names must have there."""
+    namespaces = context.kernel.parts.namespaces
+    if under == "/":
+        return {space.id: "" for space in namespaces if space.allows(context.who, EXECUTE)}
+    space = namespaces.find(namespace_of(under))
+    space.require(context.who, EXECUTE)
+    return {space.id: "" if under == space.row.name else under}
+
+
+def _visible(context: Context, request: c.Search, under: str, candidates: list[IndexHit]) -> Any:
+    rank = 0
+    for candidate in candidates:
+        row = _live_row(context, candidate.id)
+        if row is None or not is_under(row.name, under):
+            continue
+        if request.types and row.type not in request.types:
+            continue
+        rank += 1
+        yield Hit(
+            name=row.name,
+            id=candidate.id,
+            version=candidate.version,
+            score=candidate.score,
+            rank=rank,
+            snippet=candidate.snippet,
+            signals={"bm25": candidate.score},
+        )
+
+
+def _live_row(context: Context, cube_id: bytes) -> CubeRow | None:
+    kernel = context.kernel
+    try:
+        row = kernel.parts.table.cube_row(cube_id)
+        readable = row is not None and kernel.cubes.may_read(context.who, row)
+    except MemError:
+        return None  # damaged: never a hit
+    return row if readable else None
+
+
+def sys_watch(context: Context, request: c.Watch) -> Coroutine[Any, None, c.WatchReply]:
+    return context.kernel.events.watch(context.session, request)
+
+
+async def sys_fsck(context: Context, request: c.Fsck) -> c.FsckReply:
+    if not 1 <= request.limit <= 1000:
+        raise MemError(Errno.EINVAL, "limit is within 1..1000")
+    try:
+        start = bytes.fromhex(request.cursor)
+    except ValueError:
+        raise MemError(Errno.EINVAL, "not a cursor of fsck") from None
+    stretch = list(islice(context.kernel.parts.table.scan_cubes(start), request.limit))
+    findings: list[Finding] = []
+    for cube_id, value in stretch:
+        findings += await _check(context, cube_id, value, repair=request.repair)
+    cursor = (stretch[-1][0] + b"\0").hex() if len(stretch) == request.limit else ""
+    return c.FsckReply(checked=len(stretch), findings=tuple(findings), next_cursor=cursor)
+
+
+async def _check(context: Context, cube_id: bytes, value: bytes, *, repair: bool) -> list[Finding]:
+    table = context.kernel.parts.table
+    try:
+        row = decode_row(CubeRow, "cubes", cube_id, value)
+        cube = Cube(cube_id, row, row.current)
+        versions = [*table.older_versions(cube_id), row.current]
+        if table.find_id(row.name) != cube_id:
+            return [_finding(cube, "its name leads elsewhere")]
+    except MemError as error:
+        return [Finding("", cube_id, 0, str(error), "its reads fail with ECORRUPT")]
+    findings = []
+    for payload in {v.payload_id: cube._replace(version=v) for v in versions}.values():
+        problem = await _payload_problem(context, payload)
+        if problem is None or not _is_still_there(context, payload):
+            continue
+        action = ""
+        if repair:
+            context.kernel.pager.quarantine(payload, problem)
+            action = "quarantined"
+        findings.append(_finding(payload, str(problem), action))
+    return findings
+
+
+async def _payload_problem(context: Context, cube: Cube) -> MemError | None:
+    """What is wrong with a payload as it lies on disk."""
+    parts, version = context.kernel.parts, cube.version
+    try:
+        if cube.key in parts.table.quarantined:
+            return MemError(Errno.ECORRUPT, "quarantined")
+        if version.is_inline and version.size_bytes:
+            parts.table.payload(version)
+        elif version.size_bytes and cube.key not in parts.table.volatile:
+            await parts.io.run(parts.disk.verify, cube.key, version.size_bytes, version.digest)
+    except MemError as error:
+        return error
+    return None
+
+
+def _is_still_there(context: Context, cube: Cube) -> bool:
+    """Not unlinked while its payload was read."""
+    try:
+        context.kernel.parts.table.resolve(NameRef(cube.row.name, cube.version.version))
+    except MemError:
+        return False
+    return True
+
+
+def _finding(cube: Cube, problem: str, action: str = "") -> Finding:
+    return Finding(cube.row.name, cube.id, cube.version.version, problem, action)

@@ -1,0 +1,105 @@
+"""Handlers about the session and the daemon itself."""
+
+from collections.abc import Iterator
+from itertools import islice
+from types import CoroutineType
+
+import msgspec
+
+from libmem.abi import calls as c
+from libmem.abi.errors import Errno, MemError
+from libmem.abi.limits import BATCH_MAX_CALLS, PAGE_BYTES
+from libmem.abi.structs import Decision
+from libmem.abi.wire import Fault, encode
+from memosd.kernel.dispatch import Context
+
+__all__ = ["sys_batch", "sys_hello", "sys_info", "sys_log", "sys_shutdown", "sys_sync"]
+
+_PROGRAM_MAX = 64
+
+
+def sys_hello(context: Context, request: c.Hello) -> c.HelloReply:
+    kernel, peer = context.kernel, context.peer
+    if peer.session is not None:
+        kernel.sessions.end(peer.session)  # the same connection starts over
+    who = kernel.identify(context.who)
+    session = kernel.open_session(who, request.client[:_PROGRAM_MAX])
+    peer.session = session
+    parameters = kernel.parts.parameters
+    return c.HelloReply(
+        session=session.number,
+        token=session.token,
+        fd_socket=parameters.fd_socket,
+        server=kernel.server,
+        uid=who.uid,
+        gid=who.gid,
+        pid=who.pid,
+        inline_limit_bytes=parameters.inline_limit_bytes,
+        call_by_value_bytes=parameters.call_by_value_bytes,
+        page_bytes=PAGE_BYTES,
+    )
+
+
+def sys_info(context: Context, _request: c.Info) -> c.InfoReply:
+    return context.kernel.info()
+
+
+async def sys_sync(context: Context, _request: c.Sync) -> c.Done:
+    kernel = context.kernel
+    await kernel.reclaim.write_back_all()
+    kernel.parts.heat.write_back()
+    await kernel.parts.table.ledger.durable()
+    return c.Done()
+
+
+def sys_shutdown(context: Context, _request: c.Shutdown) -> c.Done:
+    context.kernel.request_stop()
+    return c.Done()
+
+
+def sys_log(context: Context, request: c.Log) -> c.LogReply:
+    if not 1 <= request.limit <= 1000:
+        raise MemError(Errno.EINVAL, "limit is within 1..1000")
+    return c.LogReply(decisions=tuple(islice(_decisions(context), request.limit)))
+
+
+def _decisions(context: Context) -> Iterator[tuple[str, Decision]]:
+    """Newest first, of the cubes the caller may read; the administrator sees gone ones too."""
+    kernel = context.kernel
+    for cube_id, decision in reversed(kernel.parts.heat.recent):
+        try:
+            row = kernel.parts.table.cube_row(cube_id)
+        except MemError:
+            row = None
+        if row is not None and kernel.cubes.may_read(context.who, row):
+            yield row.name, decision
+        elif row is None and context.who.is_admin:
+            yield cube_id.hex(), decision
+
+
+async def sys_batch(context: Context, request: c.Batch) -> c.BatchReply:
+    if len(request.calls) > BATCH_MAX_CALLS:
+        raise MemError(Errno.EINVAL, f"a batch has at most {BATCH_MAX_CALLS} calls")
+    results: list[c.BatchItem] = []
+    is_stopped = False
+    for number, args in request.calls:
+        if is_stopped:
+            error = MemError(Errno.ECANCELED, "an earlier call of the batch failed")
+            results.append(_failed(error))
+            continue
+        try:
+            outcome = context.kernel.dispatch.call(context, number, args)
+            if type(outcome) is CoroutineType:
+                outcome = await outcome
+            results.append(c.BatchItem(0, msgspec.Raw(encode(outcome))))
+        except MemError as error:
+            results.append(_failed(error))
+            is_stopped = request.stop_on_error
+        except Exception as error:  # noqa: BLE001
+            results.append(_failed(context.kernel.dispatch.surprise(error)))
+            is_stopped = request.stop_on_error
+    return c.BatchReply(results=tuple(results))
+
+
+def _failed(error: MemError) -> c.BatchItem:
+    return c.BatchItem(int(error.errno), msgspec.Raw(encode(Fault(error.message, error.detail))))

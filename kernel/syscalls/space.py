@@ -1,0 +1,167 @@
+"""Handlers about namespaces and listings."""
+
+from typing import Final
+
+from libmem.abi import calls as c
+from libmem.abi.errors import Errno, MemError
+from libmem.abi.limits import READDIR_MAX
+from libmem.abi.names import namespace_of, parse_namespace, parse_subtree
+from libmem.abi.structs import NamespaceStat, Quota, Stat, Usage
+from memosd.kernel.access import EXECUTE, READ, require_owner
+from memosd.kernel.describe import describe
+from memosd.kernel.dispatch import Context
+from memosd.kernel.namespace import Namespace
+from memosd.kernel.pagetable import Cube
+from memosd.kernel.rows import NamespaceRow
+
+__all__ = [
+    "sys_make_namespace",
+    "sys_readdir",
+    "sys_remove_namespace",
+    "sys_set_quota",
+    "sys_stat_namespace",
+]
+
+_SCAN_MAX: Final = 8192
+"""Names looked at per call, so that one listing cannot hold the kernel."""
+
+
+def _stat(context: Context, space: Namespace) -> NamespaceStat:
+    parts = context.kernel.parts
+    return parts.namespaces.stat(space, parts.residents.account.used_by(space))
+
+
+def sys_make_namespace(context: Context, request: c.MakeNamespace) -> NamespaceStat:
+    parts, who = context.kernel.parts, context.who
+    parameters = parts.parameters
+    name = parse_namespace(request.name)
+    if not (parameters.anyone_makes_namespaces or who.is_admin):
+        raise MemError(Errno.EPERM, "only the administrator makes namespaces here")
+    mode = parameters.namespace_mode if request.mode is None else request.mode
+    if not 0 <= mode <= 0o777:
+        raise MemError(Errno.EINVAL, f"mode {mode:#o} is not within 0..0o777")
+    owned = parts.namespaces.owned_by(who.uid)
+    if owned >= parameters.namespaces_per_uid and not who.is_admin:
+        raise MemError(Errno.EDQUOT, f"uid {who.uid} owns {owned} namespaces already")
+    quota = Quota(
+        disk_bytes=parameters.quota_disk_bytes,
+        ram_bytes=parameters.quota_ram_bytes,
+        cubes=parameters.quota_cubes,
+    )
+    row = NamespaceRow(name, who.uid, who.gid, mode, parts.clock.wall_ns(), quota, Usage())
+    return _stat(context, parts.namespaces.add(row))
+
+
+def sys_remove_namespace(context: Context, request: c.RemoveNamespace) -> c.Done:
+    namespaces = context.kernel.parts.namespaces
+    space = namespaces.find(parse_namespace(request.name))
+    require_owner(context.who, space.row.uid, "a namespace")
+    namespaces.remove(space)
+    return c.Done()
+
+
+def sys_stat_namespace(context: Context, request: c.StatNamespace) -> NamespaceStat:
+    space = context.kernel.parts.namespaces.find(parse_namespace(request.name))
+    space.require(context.who, EXECUTE)
+    return _stat(context, space)
+
+
+def sys_set_quota(context: Context, request: c.SetQuota) -> NamespaceStat:
+    parts = context.kernel.parts
+    space = parts.namespaces.find(parse_namespace(request.namespace))
+    parts.namespaces.set_quota(space, request.quota, parts.residents.account.used_by(space))
+    return _stat(context, space)
+
+
+def sys_readdir(context: Context, request: c.Readdir) -> c.ReaddirReply:
+    path = parse_subtree(request.path)
+    if not 1 <= request.limit <= READDIR_MAX:
+        raise MemError(Errno.EINVAL, f"limit is within 1..{READDIR_MAX}")
+    if path == "/":
+        return _namespaces(context)
+    space = context.kernel.parts.namespaces.find(namespace_of(path))
+    space.require(context.who, READ | EXECUTE)
+    if request.cursor and not request.cursor.startswith(path + "/"):
+        raise MemError(Errno.EINVAL, "that cursor belongs to another listing")
+    return _Listing(context, path, request).run()
+
+
+def _namespaces(context: Context) -> c.ReaddirReply:
+    visible = [
+        _stat(context, space)
+        for space in context.kernel.parts.namespaces
+        if space.allows(context.who, EXECUTE)
+    ]
+    return c.ReaddirReply(entries=(), folders=(), namespaces=tuple(visible))
+
+
+class _Listing:
+    """One page of a listing: cubes the caller may read, and the folders that hold any."""
+
+    def __init__(self, context: Context, path: str, request: c.Readdir) -> None:
+        self._context = context
+        self._prefix = path + "/"
+        self._request = request
+        self._entries: list[Stat] = []
+        self._folders: list[str] = []
+        self._looked_at = 0
+
+    def run(self) -> c.ReaddirReply:
+        prefix = self._prefix.encode()
+        start = _after(self._request.cursor) if self._request.cursor else prefix
+        while True:
+            stopped = self._take(start, prefix)
+            if stopped is None:
+                return self._reply("")
+            if self._is_full():
+                return self._reply(stopped)
+            start = _after(stopped)
+
+    def _take(self, start: bytes, prefix: bytes) -> str | None:
+        """Take cubes up to the first folder or the page's end; where it stopped, None at the
+        listing's end."""
+        table = self._context.kernel.parts.table
+        for name, value in table.scan_names(start, prefix):
+            self._looked_at += 1
+            folder = self._folder(name)
+            stat = self._readable(name, value)
+            if stat is not None and folder is not None:
+                self._folders.append(folder)
+                return folder
+            if stat is not None:
+                self._entries.append(stat)
+            if self._is_full():
+                return name
+        return None
+
+    def _folder(self, name: str) -> str | None:
+        end = -1 if self._request.is_recursive else name.find("/", len(self._prefix))
+        return None if end < 0 else name[: end + 1]
+
+    def _readable(self, name: str, value: bytes) -> Stat | None:
+        kernel = self._context.kernel
+        try:
+            cube_id = kernel.parts.table.opened_id(name, value)
+            row = kernel.parts.table.cube_row(cube_id)
+        except MemError:
+            return None  # damaged: fsck reports it, a listing goes on
+        if row is None or not kernel.cubes.may_read(self._context.who, row):
+            return None
+        return describe(kernel.parts, Cube(cube_id, row, row.current))
+
+    def _is_full(self) -> bool:
+        taken = len(self._entries) + len(self._folders)
+        return taken >= self._request.limit or self._looked_at >= _SCAN_MAX
+
+    def _reply(self, cursor: str) -> c.ReaddirReply:
+        return c.ReaddirReply(
+            entries=tuple(self._entries), folders=tuple(self._folders), next_cursor=cursor
+        )
+
+
+def _after(cursor: str) -> bytes:
+    """The key to go on from: behind a name, or behind all of a folder (it ends in "/").
+
+    0xFF is no byte of UTF-8, so it sorts behind every name below the folder.
+    """
+    return cursor.encode() + (b"\xff" if cursor.endswith("/") else b"\0")

@@ -1,0 +1,14 @@
+"""Which handler answers which row of `libmem.abi.syscalls`. Boot compares the two."""
+
+from typing import Final
+
+from memosd.kernel.dispatch import Handler
+from memosd.kernel.syscalls import cube, place, query, session, space
+
+__all__ = ["HANDLERS"]
+
+HANDLERS: Final[dict[str, Handler]] = {
+    name.removeprefix("sys_"): getattr(module, name)
+    for module in (cube, place, query, session, space)
+    for name in module.__all__
+}

@@ -1,0 +1,65 @@
+"""Deadlines on the kernel's clock: bind time-outs, watches, write-back, sweeps.
+
+The server asks `next_delay_s` how long it may sleep and calls `run_due` each turn. No thread, no
+signal; a test moves its clock and calls `run_due`.
+"""
+
+import heapq
+import itertools
+from collections.abc import Callable
+
+from memosd.kernel.ports import Clock
+
+__all__ = ["Timer", "Timers"]
+
+
+class Timer:
+    """One deadline; `cancel` it when it no longer matters."""
+
+    __slots__ = ("action",)
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        self.action: Callable[[], None] | None = action
+
+    def cancel(self) -> None:
+        self.action = None
+
+
+class Timers:
+    """All deadlines, earliest first."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._heap: list[tuple[int, int, Timer]] = []
+        self._order = itertools.count()
+
+    def after(self, delay_ns: int, action: Callable[[], None]) -> Timer:
+        """Run `action` on the kernel thread once the delay has passed."""
+        timer = Timer(action)
+        due_ns = self._clock.monotonic_ns() + delay_ns
+        heapq.heappush(self._heap, (due_ns, next(self._order), timer))
+        return timer
+
+    def every(self, period_ns: int, action: Callable[[], None]) -> None:
+        """Run `action` each period, for ever."""
+
+        def again() -> None:
+            self.after(period_ns, again)
+            action()
+
+        self.after(period_ns, again)
+
+    def next_delay_s(self) -> float | None:
+        """Seconds until the next deadline, 0 when one is due, None without any."""
+        while self._heap and self._heap[0][2].action is None:
+            heapq.heappop(self._heap)
+        if not self._heap:
+            return None
+        return max(0, self._heap[0][0] - self._clock.monotonic_ns()) / 1e9
+
+    def run_due(self) -> None:
+        now_ns = self._clock.monotonic_ns()
+        while self._heap and self._heap[0][0] <= now_ns:
+            timer = heapq.heappop(self._heap)[2]
+            if timer.action is not None:
+                timer.action()

@@ -1,0 +1,102 @@
+"""Waiting without blocking: completions, and tasks that await them.
+
+The kernel runs on one thread and never blocks. A syscall that must wait for I/O is a coroutine;
+it awaits a `Completion`, which whoever does the work resolves *on the kernel thread*. There is no
+event loop here: resolving a completion runs its waiters at once, in order, so tests decide every
+interleaving. After an await the world may have changed; the coroutine checks again before it
+commits anything.
+"""
+
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any, Generic, TypeVar
+
+import structlog
+
+__all__ = ["Completion", "detach", "spawn"]
+
+T = TypeVar("T")
+
+
+class Completion(Generic[T]):
+    """A result that will be there later; resolved exactly once, awaited by any number."""
+
+    __slots__ = ("_error", "_value", "_waiters", "is_done")
+
+    def __init__(self) -> None:
+        self.is_done = False
+        self._value: T | None = None
+        self._error: BaseException | None = None
+        self._waiters: list[Callable[[], None]] = []
+
+    def resolve(self, value: T) -> None:
+        """Hand the value to everybody who waits."""
+        self._finish(value, None)
+
+    def fail(self, error: BaseException) -> None:
+        """Raise the error in everybody who waits."""
+        self._finish(None, error)
+
+    def on_done(self, waiter: Callable[[], None]) -> None:
+        """Call `waiter` when done, at once if it is done already."""
+        if self.is_done:
+            waiter()
+        else:
+            self._waiters.append(waiter)
+
+    def result(self) -> T:
+        """The value, or raise the error; only when done."""
+        assert self.is_done
+        if self._error is not None:
+            raise self._error
+        return self._value  # type: ignore[return-value]
+
+    def __await__(self) -> Generator["Completion[T]", None, T]:
+        if not self.is_done:
+            yield self
+        return self.result()
+
+    def _finish(self, value: T | None, error: BaseException | None) -> None:
+        if self.is_done:
+            raise RuntimeError("a completion is resolved once")
+        self.is_done = True
+        self._value, self._error = value, error
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            waiter()
+
+
+def spawn(coroutine: Coroutine[Completion[Any], None, T]) -> Completion[T]:
+    """Run a coroutine up to its first wait and on from there as its completions resolve."""
+    done: Completion[T] = Completion()
+
+    def step() -> None:
+        try:
+            while True:
+                waited = coroutine.send(None)
+                if not waited.is_done:
+                    waited.on_done(step)
+                    return
+        except StopIteration as stop:
+            done.resolve(stop.value)
+        except BaseException as error:  # noqa: BLE001
+            done.fail(error)
+
+    step()
+    return done
+
+
+def detach(coroutine: Coroutine[Completion[Any], None, T]) -> Completion[T]:
+    """Run a background task that nobody awaits; what it raises is logged, never lost."""
+    done = spawn(coroutine)
+
+    def report() -> None:
+        try:
+            done.result()
+        except BaseException:  # noqa: BLE001
+            _log.exception("background task failed", task=repr(coroutine))
+
+    done.on_done(report)
+    return done
+
+
+_log = structlog.get_logger("memosd.kernel")

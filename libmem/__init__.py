@@ -1,0 +1,63 @@
+"""libmem: talk to memosd, the memory kernel for language-model programs.
+
+    with libmem.connect() as client:
+        client.write("/notes/today", "The kernel boots.")
+        print(client.read("/notes/today").decode())
+
+`libmem.aio` is the same for asyncio. Errors are `MemError`, with an `Errno`.
+"""
+
+from libmem.abi.errors import Errno, MemError
+from libmem.abi.structs import (
+    Advice,
+    Behaviour,
+    CubeType,
+    Decision,
+    Descriptive,
+    Durability,
+    Event,
+    EventKind,
+    Finding,
+    Governance,
+    Hit,
+    NamespaceStat,
+    Quota,
+    Sensitivity,
+    Stat,
+    TierName,
+    TierStat,
+    Usage,
+)
+from libmem.client import Client, connect
+from libmem.fill import Fill
+from libmem.lease import Pin
+from libmem.mapping import Mapping
+
+__all__ = [
+    "connect",
+    "Client",
+    "Fill",
+    "Mapping",
+    "Pin",
+    "Errno",
+    "MemError",
+    # The values that calls carry
+    "Advice",
+    "Behaviour",
+    "CubeType",
+    "Decision",
+    "Descriptive",
+    "Durability",
+    "Event",
+    "EventKind",
+    "Finding",
+    "Governance",
+    "Hit",
+    "NamespaceStat",
+    "Quota",
+    "Sensitivity",
+    "Stat",
+    "TierName",
+    "TierStat",
+    "Usage",
+]

@@ -1,0 +1,46 @@
+"""Every limit of the ABI, with its unit and its reason.
+
+Owned by the contract: clients check against these before they send, the kernel checks again.
+What an administrator may change lives in the configuration, not here.
+"""
+
+from typing import Final
+
+ABI_VERSION: Final = 1
+"""Carried by every request; a daemon refuses any other with EPROTONOSUPPORT."""
+
+NAME_MAX_BYTES: Final = 480
+"""A whole cube name in UTF-8. LMDB keys end at 511 bytes; the rest is room for prefixes."""
+
+SEGMENT_MAX_BYTES: Final = 255
+"""One component between two slashes, as in most file systems."""
+
+FRAME_MAX_BYTES: Final = 4 << 20
+"""One control message. ZeroMQ drops a connection that sends more; payloads use the fd road."""
+
+READ_MAX_BYTES: Final = 1 << 20
+"""The most that one `read_cube` returns by value; larger payloads are read in parts or mapped."""
+
+BATCH_MAX_CALLS: Final = 1024
+"""Calls in one `batch`; bounds how long the kernel serves one client without a turn."""
+
+PAYLOAD_MAX_BYTES: Final = 1 << 44
+"""A cube's payload, 16 TiB: keeps sizes far from overflow; budgets decide long before."""
+
+ATTRIBUTES_MAX_BYTES: Final = 256 << 10
+"""A cube's driver attributes, encoded."""
+
+TEXT_FIELD_MAX_BYTES: Final = 4096
+"""One descriptive text field (title, origin, ...)."""
+
+TAGS_MAX: Final = 64
+PARENTS_MAX: Final = 256
+READDIR_MAX: Final = 1000
+HITS_MAX: Final = 1000
+EVENTS_MAX: Final = 1000
+WATCH_MAX_MS: Final = 60_000
+PRIORITY_MAX: Final = 100
+"""Reclaim takes the lowest priority first; 50 is the default, 100 the most precious."""
+
+PAGE_BYTES: Final = 1 << 20
+"""The unit of verification: one xxh3-128 digest per page of payload. Part of the format."""

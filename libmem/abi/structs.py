@@ -1,0 +1,242 @@
+"""The values that syscalls carry: headers, stats, events, hits.
+
+Plain immutable data, no behaviour. Encoded as msgpack maps; unknown fields are refused, absent
+ones take their defaults, so fields may be added at the end without breaking an older client's
+requests.
+"""
+
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+__all__ = [
+    "Advice",
+    "Behaviour",
+    "CubeType",
+    "Decision",
+    "Descriptive",
+    "Durability",
+    "Event",
+    "EventKind",
+    "Finding",
+    "Governance",
+    "Hit",
+    "NamespaceStat",
+    "Quota",
+    "Sensitivity",
+    "Stat",
+    "TierStat",
+    "TierName",
+    "Usage",
+]
+
+
+class Value(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Base of every struct on the wire."""
+
+
+class CubeType(StrEnum):
+    """What a payload is, and so which driver answers for it."""
+
+    PLAINTEXT = "plaintext"
+    BLOB = "blob"
+    ACTIVATION = "activation"
+    PARAMETRIC = "parametric"
+
+
+class Durability(StrEnum):
+    """`durable`: on disk before the reply. `cache`: written back later; lost at worst."""
+
+    DURABLE = "durable"
+    CACHE = "cache"
+
+
+class TierName(StrEnum):
+    """Where a payload may lie; small ones are part of the table, which is on disk."""
+
+    RAM = "ram"
+    DISK = "disk"
+
+
+class Advice(StrEnum):
+    """As madvise(2): what the caller means to do with a cube."""
+
+    WILLNEED = "willneed"
+    DONTNEED = "dontneed"
+    COLD = "cold"
+    SEQUENTIAL = "sequential"
+
+
+class Sensitivity(StrEnum):
+    """How carefully a memory is to be handled; recorded and shown, for policies to act on."""
+
+    PUBLIC = "public"
+    INTERNAL = "internal"
+    PRIVATE = "private"
+    SECRET = "secret"
+
+
+class Descriptive(Value, frozen=True):
+    """What the memory is about (the paper's descriptive group). Times in ns since the epoch."""
+
+    title: str = ""
+    semantic_type: str = ""
+    """fact, preference, episode, document, ...; free text."""
+    origin: str = ""
+    """Where it came from: a file, a conversation, a program."""
+    producer: str = ""
+    """Who said or made it."""
+    media_type: str = ""
+    """`text/plain` or `application/json` for plaintext."""
+    event_time_ns: int = 0
+    valid_from_ns: int = 0
+    valid_to_ns: int = 0
+    tags: tuple[str, ...] = ()
+
+
+class Governance(Value, frozen=True):
+    """Who may do what, for how long (the paper's governance group)."""
+
+    mode: int = 0o600
+    """Permission bits as in a file system: owner, group, others; read 4, write 2."""
+    owner_uid: int = -1
+    """-1: the caller."""
+    owner_gid: int = -1
+    expires_ns: int = 0
+    """Unlinked after this time, ns since the epoch; 0 never."""
+    priority: int = 50
+    sensitivity: Sensitivity = Sensitivity.INTERNAL
+
+
+class Behaviour(Value, frozen=True):
+    """What the kernel observed (the paper's behavioural group); written back lazily."""
+
+    reads: int = 0
+    maps: int = 0
+    faults: int = 0
+    evictions: int = 0
+    last_access_ns: int = 0
+
+
+class Stat(Value, frozen=True):
+    """All that is known of one version of a cube."""
+
+    name: str
+    id: bytes
+    type: CubeType
+    version: int
+    latest_version: int
+    size_bytes: int
+    digest: bytes
+    """xxh3-128 of the payload: the cube's fingerprint."""
+    created_ns: int
+    modified_ns: int
+    descriptive: Descriptive
+    governance: Governance
+    behaviour: Behaviour
+    durability: Durability
+    tiers: tuple[str, ...] = ()
+    """Where the payload is now: any of ram, disk."""
+    parents: tuple[str, ...] = ()
+    attributes: dict[str, Any] = {}
+    pins: int = 0
+    maps: int = 0
+    is_quarantined: bool = False
+
+
+class Quota(Value, frozen=True):
+    """Ceilings of one namespace; 0 means none."""
+
+    disk_bytes: int = 0
+    ram_bytes: int = 0
+    cubes: int = 0
+
+
+class Usage(Value, frozen=True):
+    """What a namespace holds now."""
+
+    disk_bytes: int = 0
+    ram_bytes: int = 0
+    cubes: int = 0
+
+
+class NamespaceStat(Value, frozen=True):
+    """One namespace."""
+
+    name: str
+    owner_uid: int
+    owner_gid: int
+    mode: int
+    created_ns: int
+    quota: Quota
+    usage: Usage
+
+
+class TierStat(Value, frozen=True):
+    """One tier's account. `used_bytes` never exceeds `budget_bytes`."""
+
+    name: str
+    budget_bytes: int
+    used_bytes: int
+    cubes: int
+    pinned_bytes: int = 0
+    dirty_bytes: int = 0
+
+
+class EventKind(StrEnum):
+    """What happened to a cube or a namespace."""
+
+    WRITE = "write"
+    HEADER = "header"
+    RENAME = "rename"
+    UNLINK = "unlink"
+    EXPIRE = "expire"
+    QUARANTINE = "quarantine"
+    NAMESPACE = "namespace"
+
+
+class Event(Value, frozen=True):
+    """One row of the durable log, in commit order."""
+
+    seq: int
+    time_ns: int
+    kind: EventKind
+    name: str
+    id: bytes = b""
+    version: int = 0
+    uid: int = 0
+    old_name: str = ""
+
+
+class Decision(Value, frozen=True):
+    """Why the kernel moved, kept or dropped something, and on which numbers."""
+
+    time_ns: int
+    action: str
+    reason: str
+    numbers: dict[str, int | float | str] = {}
+
+
+class Hit(Value, frozen=True):
+    """One search result."""
+
+    name: str
+    id: bytes
+    version: int
+    score: float
+    rank: int
+    snippet: str = ""
+    """A passage around the matched words, which stand between U+0002 and U+0003."""
+    signals: dict[str, float] = {}
+    """What the score was made of, e.g. {"bm25": 7.3}."""
+
+
+class Finding(Value, frozen=True):
+    """Something `fsck` saw."""
+
+    name: str
+    id: bytes
+    version: int
+    problem: str
+    action: str = ""

@@ -1,0 +1,223 @@
+"""A client's connection across restarts of the daemon: which link, and what to do without one.
+
+Owns the link of now and the pins to renew after a reconnect. Decides what the loss of the
+daemon means for a call; does no I/O itself (`steps`), so both clients share every decision:
+
+- A request refused as stale was not executed: reconnect and send it once more.
+- The daemon died in the middle of a call: repeat it if it changes nothing, to the deadline;
+  otherwise its outcome is unknown and the caller must know (ECONNRESET).
+- A call about a handle is never repeated: its session is over, and the same number may by now be
+  another handle (ESTALE).
+
+Called by the clients alone: by one thread at a time, or on one event loop.
+"""
+
+import os
+import sys
+import time
+import weakref
+from pathlib import Path
+from typing import Any, Final
+
+from libmem.abi.calls import Batch, Call, HelloReply, PinCube, Shutdown, Watch
+from libmem.abi.errors import Errno, MemError
+from libmem.abi.paths import find_runtime_dir
+from libmem.abi.syscalls import BY_NUMBER, BY_REQUEST, Access
+from libmem.abi.wire import Reply, decode_result, fault_error
+from libmem.lease import Grant, Keeper, Lease, Pin
+from libmem.ledger import DESCRIPTOR_CALLS, undo_of
+from libmem.link import Link
+from libmem.steps import Acquire, Bind, Commit, Effects, Open, Pause, Send, Step
+
+__all__ = ["Connection", "deadline_of", "new_connection"]
+
+_PAUSE_FIRST_S: Final = 0.005
+_PAUSE_MAX_S: Final = 0.1
+_MAY_PASS: Final = frozenset({Errno.ECONNREFUSED, Errno.ESHUTDOWN, Errno.EAGAIN})
+"""What a daemon that is being restarted answers, for a while."""
+
+
+class Connection:
+    """The client's end, whichever boot of the daemon is at the other."""
+
+    def __init__(self, runtime_dir: Path, name: str) -> None:
+        self.runtime_dir = runtime_dir
+        self.name = name
+        self.link: Link | None = None
+        self.hello: HelloReply | None = None
+        """The present session's terms, or the last one's; None before the first."""
+        self.epoch = 0
+        self.is_closed = False
+        self.pins: weakref.WeakSet[Pin] = weakref.WeakSet()
+
+    def usable(self) -> Link | None:
+        """The link, unless there is none or the daemon has gone. Errors: EBADF once closed."""
+        link = self.link
+        if link is not None and not link.is_alive():
+            self.drop(link)
+            return None
+        if self.is_closed:
+            raise MemError(Errno.EBADF, "this client was closed")
+        return link
+
+    def drop(self, link: Link) -> None:
+        """Give up a link, if that has not been done yet."""
+        link.close()
+        if link is self.link:
+            self.link = None
+
+    def close(self) -> None:
+        """End the session; the daemon frees all that it held. Idempotent."""
+        self.is_closed = True
+        if self.link is not None:
+            self.drop(self.link)
+
+    def performing(self, keeper: Keeper, step: Step, patience_s: float) -> Effects[Any]:
+        """Carry out one step and return its result. Errors: the kernel's, and all below."""
+        if isinstance(step, Acquire):
+            deadline = deadline_of(step.request, patience_s)
+            return (yield from self._acquiring(keeper, step.request, deadline))
+        if isinstance(step, Commit):
+            request, owner = step.request, step.lease.link
+        else:
+            request, owner = step, None
+        deadline = deadline_of(request, patience_s)
+        if type(request) in DESCRIPTOR_CALLS:
+            # Called as it is, nobody can reach the descriptor; the handle is the caller's.
+            grant = yield from self._acquiring(keeper, request, deadline)
+            grant.lease.disown()
+            os.close(grant.fd)
+            return grant.reply
+        _, reply = yield from self._calling(request, deadline, owner)
+        return decode_result(BY_REQUEST[type(request)], reply.errno, reply.body)
+
+    def _calling(
+        self, request: Call[Any], deadline: float, owner: Link | None = None
+    ) -> Effects[tuple[Link, Reply]]:
+        """Send a request and get its reply, over a restart of the daemon where that is right.
+
+        `owner`: the only link that the request makes sense on.
+        Errors: ESTALE, ECONNRESET, ECONNREFUSED, ETIMEDOUT, and those of `open_link`. A refusal
+        by the kernel is not raised here: it is the reply.
+        """
+        is_bound = owner is not None or _is_about_a_handle(request)
+        was_refused = False
+        while True:
+            link = self.usable()
+            if is_bound and (link is None or owner not in {None, link}):
+                raise MemError(Errno.ESTALE, "the session that held this handle is over")
+            if link is None:
+                link = yield Bind(deadline)
+            try:
+                reply: Reply = yield Send(link, request, deadline)
+            except MemError as error:
+                if error.errno is not Errno.ECONNRESET:
+                    raise
+                self.drop(link)
+                if not _may_repeat(request):
+                    raise
+                continue
+            if not _is_refused_as_stale(request, reply, link):
+                return link, reply
+            self.drop(link)
+            if is_bound or was_refused:
+                raise fault_error(reply.errno, reply.body)
+            was_refused = True
+
+    def _acquiring(self, keeper: Keeper, request: Call[Any], deadline: float) -> Effects[Grant]:
+        """As `_calling`, for a request that grants a handle. Errors also: the kernel's; EMFILE."""
+        while True:
+            link, reply = yield from self._calling(request, deadline)
+            try:
+                return _grant(keeper, link, request, reply)
+            except MemError as error:
+                if error.errno is not Errno.ECONNRESET:
+                    raise
+                self.drop(link)  # it died between the reply and the descriptor's reading
+
+    def binding(self, keeper: Keeper, deadline: float) -> Effects[Link]:
+        """Connect, and renew the pins. The first time once, later again and again to the deadline.
+
+        Errors: those of `open_link`.
+        """
+        link = yield from self._opening(deadline)
+        try:
+            for pin in tuple(self.pins):
+                yield from self._renewing(pin, keeper, link, deadline)
+        except BaseException:
+            link.close()
+            raise
+        self.link, self.hello, self.epoch = link, link.hello, link.epoch
+        return link
+
+    def _opening(self, deadline: float) -> Effects[Link]:
+        pause_s = _PAUSE_FIRST_S
+        while True:
+            try:
+                link: Link = yield Open(deadline)
+            except MemError as error:
+                # A daemon that was there may be on its way back; one that never was is absent.
+                is_passing = self.hello is not None and error.errno in _MAY_PASS
+                if not is_passing or time.monotonic() + pause_s >= deadline:
+                    raise
+            else:
+                return link
+            yield Pause(pause_s)
+            pause_s = min(2 * pause_s, _PAUSE_MAX_S)
+
+    def _renewing(self, pin: Pin, keeper: Keeper, link: Link, deadline: float) -> Effects[None]:
+        if pin.is_released:
+            return
+        request = PinCube(name=pin.name)
+        reply: Reply = yield Send(link, request, deadline)
+        try:
+            pin.renew(_grant(keeper, link, request, reply).lease)
+        except MemError:
+            self.pins.discard(pin)  # unlinked, or no room: the pin shows it by `is_held`
+
+
+def new_connection(runtime_dir: str | Path | None, name: str | None) -> Connection:
+    """A connection that was not opened yet; the defaults are found, and kept over a chdir()."""
+    directory = find_runtime_dir() if runtime_dir is None else Path(runtime_dir)
+    program = Path(sys.argv[0] if sys.argv and sys.argv[0] else sys.executable).name
+    return Connection(directory.absolute(), name or program)
+
+
+def deadline_of(request: Call[Any], patience_s: float) -> float:
+    """When to stop waiting, on time.monotonic(). A long poll's own wait comes on top."""
+    wait_s = request.timeout_ms / 1000 if type(request) is Watch else 0.0
+    return time.monotonic() + patience_s + wait_s
+
+
+def _grant(keeper: Keeper, link: Link, request: Call[Any], reply: Reply) -> Grant:
+    """Take what a reply grants. Errors: the kernel's; EMFILE, EBADMSG, ECONNRESET."""
+    kind = type(request)
+    row = BY_REQUEST[kind]
+    result = decode_result(row, reply.errno, reply.body)
+    fd = -1
+    if kind in DESCRIPTOR_CALLS:
+        try:
+            fd = link.claim(result.handle)
+        except MemError:
+            link.ledger.give_back(row, result.handle)
+            raise
+    return Grant(Lease(keeper, link, result.handle, undo_of(kind, result.handle)), result, fd)
+
+
+def _may_repeat(request: Call[Any]) -> bool:
+    # A repeated shutdown would stop the daemon that was started in the first one's place.
+    return not BY_REQUEST[type(request)].is_mutation and type(request) is not Shutdown
+
+
+def _is_about_a_handle(request: Call[Any]) -> bool:
+    if type(request) is Batch:
+        rows = (BY_NUMBER.get(number) for number, _ in request.calls)
+        return any(row is not None and row.access is Access.HANDLE for row in rows)
+    return BY_REQUEST[type(request)].access is Access.HANDLE
+
+
+def _is_refused_as_stale(request: Call[Any], reply: Reply, link: Link) -> bool:
+    """True when the daemon did not know the session. A watch of a lost past is ESTALE too."""
+    if reply.errno != Errno.ESTALE:
+        return False
+    return reply.epoch != link.epoch or type(request) is not Watch

@@ -1,0 +1,331 @@
+"""What a client can do: one list for the synchronous and the asyncio client.
+
+Each operation is written once, without I/O; on `Client` it returns its result, on `AsyncClient`
+a coroutine of it (`methods`).
+
+Every operation may fail with ECONNREFUSED, ECONNRESET, ETIMEDOUT, ESTALE, ESHUTDOWN and EIO, and
+with what its syscall's row lists (`libmem.abi.syscalls`).
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any, Final, TypedDict, Unpack, cast
+
+import msgspec
+
+from libmem.abi import calls as c
+from libmem.abi.errors import Errno, MemError
+from libmem.abi.limits import WATCH_MAX_MS
+from libmem.abi.structs import (
+    Advice,
+    CubeType,
+    Decision,
+    Descriptive,
+    Durability,
+    Event,
+    Governance,
+    Hit,
+    NamespaceStat,
+    Quota,
+    Stat,
+    TierName,
+)
+from libmem.abi.syscalls import BY_REQUEST, Syscall
+from libmem.abi.wire import decode_result, encode
+from libmem.connection import Connection
+from libmem.fill import FillMemory
+from libmem.lease import Grant, Pin
+from libmem.mapping import Mapping
+from libmem.methods import one_call, pages, steps
+from libmem.steps import Acquire, Items, Pages, Steps
+
+__all__ = ["CubeOptions", "HeaderGroups", "Operations", "watch_pages"]
+
+_PAGE_CUBES: Final = 500
+_FSCK_CUBES: Final = 100
+
+
+class CubeOptions(TypedDict, total=False):
+    """The optional fields of `WriteCube` and `CreateCube`."""
+
+    type: CubeType
+    descriptive: Descriptive
+    governance: Governance | None
+    attributes: dict[str, Any]
+    parents: tuple[str, ...]
+    expected_version: int | None
+    durability: Durability | None
+
+
+class HeaderGroups(TypedDict, total=False):
+    """The optional fields of `SetHeader`."""
+
+    descriptive: Descriptive | None
+    governance: Governance | None
+    attributes: dict[str, Any] | None
+    expected_version: int | None
+
+
+class Operations:
+    """The operations. Names are absolute (`/namespace/path`, `@v3` for an old version)."""
+
+    _connection: Connection
+
+    @property
+    def epoch(self) -> int:
+        """The boot of the daemon that the client last spoke to; it changes with each restart."""
+        return self._connection.epoch
+
+    @property
+    def session(self) -> c.HelloReply:
+        """What the daemon said when the present session, or the last one, was opened."""
+        hello = self._connection.hello
+        if hello is None:
+            raise MemError(Errno.ECONNREFUSED, "this client has not been connected yet")
+        return hello
+
+    # Contents
+
+    @steps
+    def write(
+        self, name: str, payload: bytes | str, **options: Unpack[CubeOptions]
+    ) -> Steps[c.WriteReply]:
+        """Commit a payload as the next version of a cube; plaintext unless `type` says otherwise.
+
+        Large payloads go through memory by themselves, and are written again when the daemon
+        is restarted meanwhile.
+        """
+        body = payload.encode() if isinstance(payload, str) else payload
+        if len(body) <= self.session.call_by_value_bytes:
+            reply: c.WriteReply = yield c.WriteCube(name=name, payload=body, **options)
+            return reply
+        try:
+            return (yield from _write_through_memory(name, body, options))
+        except MemError as error:
+            if error.errno is not Errno.ESTALE:
+                raise
+        return (yield from _write_through_memory(name, body, options))
+
+    @steps
+    def read(self, name: str) -> Steps[bytes]:
+        """A copy of the whole payload: by value when small, else through a mapping."""
+        try:
+            reply: c.ReadReply = yield c.ReadCube(name=name)
+        except MemError as error:
+            if error.errno is not Errno.EFBIG:
+                raise
+        else:
+            return reply.payload
+        grant: Grant = yield Acquire(c.MmapCube(name=name))
+        with Mapping(name, grant) as mapping:
+            return bytes(mapping)
+
+    @steps
+    def map(self, name: str, *, is_private: bool = False) -> Steps[Mapping]:
+        """The payload in memory, without copying; `is_private`: writable, for this process alone.
+
+        Errors: EINVAL (an empty payload), ENOMEM, EMFILE.
+        """
+        grant: Grant = yield Acquire(c.MmapCube(name=name))
+        return Mapping(name, grant, is_private)
+
+    # Names
+
+    @one_call
+    def stat(self, name: str) -> c.Call[Stat]:
+        """Header, versions, size, place and behaviour."""
+        return c.StatCube(name=name)
+
+    @steps
+    def history(self, name: str, *, limit: int = 100) -> Steps[tuple[Stat, ...]]:
+        """The versions, newest first."""
+        reply: c.HistoryReply = yield c.HistoryCube(name=name, limit=limit)
+        return reply.versions
+
+    @pages
+    def list(self, path: str, *, is_recursive: bool = False) -> Pages[Stat]:
+        """The cubes in a folder, or in all folders under it, as far as the caller may read."""
+        cursor = ""
+        while True:
+            page: c.ReaddirReply = yield c.Readdir(path, cursor, _PAGE_CUBES, is_recursive)
+            yield Items(page.entries)
+            cursor = page.next_cursor
+            if not cursor:
+                return
+
+    @one_call
+    def readdir(
+        self, path: str, *, cursor: str = "", limit: int = 100, is_recursive: bool = False
+    ) -> c.Call[c.ReaddirReply]:
+        """One page of a folder: its cubes and folders, or under `/` the namespaces."""
+        return c.Readdir(path=path, cursor=cursor, limit=limit, is_recursive=is_recursive)
+
+    @one_call
+    def rename(
+        self, name: str, new_name: str, *, expected_version: int | None = None
+    ) -> c.Call[c.RenameReply]:
+        """Give a cube another name; id and versions stay."""
+        return c.RenameCube(name=name, new_name=new_name, expected_version=expected_version)
+
+    @one_call
+    def unlink(self, name: str, *, expected_version: int | None = None) -> c.Call[c.UnlinkReply]:
+        """Remove a cube with all its versions, or with `@vN` one old version."""
+        return c.UnlinkCube(name=name, expected_version=expected_version)
+
+    @one_call
+    def set_header(self, name: str, **groups: Unpack[HeaderGroups]) -> c.Call[c.WriteReply]:
+        """Replace header groups whole; makes a new version that shares the payload."""
+        return c.SetHeader(name=name, **groups)
+
+    # Place
+
+    @steps
+    def pin(self, name: str) -> Steps[Pin]:
+        """Bring a cube into RAM and keep it there until released."""
+        grant: Grant = yield Acquire(c.PinCube(name=name))
+        pin = Pin(name, grant.lease)
+        self._connection.pins.add(pin)
+        return pin
+
+    @steps
+    def advise(self, name: str, advice: Advice | str) -> Steps[None]:
+        """Tell how the cube will be used; a hint."""
+        yield c.AdviseCube(name=name, advice=cast("Advice", advice))
+
+    @steps
+    def evict(self, name: str) -> Steps[int]:
+        """Drop the payload from RAM; how many bytes that freed."""
+        reply: c.EvictReply = yield c.Evict(name=name)
+        return reply.freed_bytes
+
+    @one_call
+    def migrate(self, name: str, tier: TierName | str) -> c.Call[c.MigrateReply]:
+        """Move the payload to a tier; the tiers that hold it then."""
+        return c.MigrateCube(name=name, tier=cast("TierName", tier))
+
+    # Finding and explaining
+
+    @steps
+    def search(
+        self, query: str, *, under: str = "/", k: int = 10, types: Sequence[CubeType] = ()
+    ) -> Steps[tuple[Hit, ...]]:
+        """The `k` best plaintext cubes under a path for the query's words, best first."""
+        reply: c.SearchReply = yield c.Search(query, under, k, tuple(types))
+        return reply.hits
+
+    @one_call
+    def explain(self, name: str) -> c.Call[c.ExplainReply]:
+        """Why a cube is where it is."""
+        return c.Explain(name=name)
+
+    @steps
+    def log(self, limit: int = 100) -> Steps[tuple[tuple[str, Decision], ...]]:
+        """The kernel's latest decisions as (cube name, decision), newest first."""
+        reply: c.LogReply = yield c.Log(limit=limit)
+        return reply.decisions
+
+    @one_call
+    def info(self) -> c.Call[c.InfoReply]:
+        """The daemon's state: tiers, budgets, sessions, counters."""
+        return c.Info()
+
+    # Namespaces
+
+    @one_call
+    def make_namespace(self, name: str, mode: int | None = None) -> c.Call[NamespaceStat]:
+        """Make a namespace owned by the caller."""
+        return c.MakeNamespace(name=name, mode=mode)
+
+    @steps
+    def remove_namespace(self, name: str) -> Steps[None]:
+        """Remove an empty namespace."""
+        yield c.RemoveNamespace(name=name)
+
+    @one_call
+    def stat_namespace(self, name: str) -> c.Call[NamespaceStat]:
+        """Owner, mode, quota and usage."""
+        return c.StatNamespace(name=name)
+
+    @one_call
+    def set_quota(self, namespace: str, quota: Quota) -> c.Call[NamespaceStat]:
+        """Set a namespace's ceilings; for the administrator."""
+        return c.SetQuota(namespace=namespace, quota=quota)
+
+    # The daemon
+
+    @steps
+    def batch(
+        self, requests: Sequence[c.Call[Any]], *, stop_on_error: bool = False
+    ) -> Steps[Sequence[Any]]:
+        """Many calls in one message and one commit; results in order, errors as values.
+
+        Errors: EMSGSIZE (more than one message holds), EINVAL (more than BATCH_MAX_CALLS).
+        """
+        rows = [BY_REQUEST[type(request)] for request in requests]
+        calls = tuple(
+            (row.number, msgspec.Raw(encode(request)))
+            for row, request in zip(rows, requests, strict=True)
+        )
+        reply: c.BatchReply = yield c.Batch(calls=calls, stop_on_error=stop_on_error)
+        return [_outcome(row, item) for row, item in zip(rows, reply.results, strict=True)]
+
+    @steps
+    def sync(self) -> Steps[None]:
+        """Return when all that was committed so far, cache cubes included, is on disk."""
+        yield c.Sync()
+
+    @pages
+    def fsck(self, *, repair: bool = False) -> Pages[c.FsckReply]:
+        """Verify every cube, yielding after each stretch; `repair` quarantines what is broken."""
+        cursor = ""
+        while True:
+            reply: c.FsckReply = yield c.Fsck(cursor, _FSCK_CUBES, repair)
+            yield Items((reply,))
+            cursor = reply.next_cursor
+            if not cursor:
+                return
+
+    @steps
+    def shutdown(self) -> Steps[None]:
+        """Stop the daemon; for the administrator."""
+        try:
+            yield c.Shutdown()
+        except MemError as error:
+            if error.errno is not Errno.ECONNRESET:  # gone before it could say so
+                raise
+
+
+def watch_pages(under: str, since_seq: int | None, timeout_s: float | None) -> Pages[Event]:
+    """Events of a subtree after `since_seq`, until none came for `timeout_s`; None: for ever."""
+    heard = time.monotonic()
+    while True:
+        wait_ms = WATCH_MAX_MS
+        if timeout_s is not None:
+            quiet_ms = math.ceil((heard + timeout_s - time.monotonic()) * 1000)
+            wait_ms = max(0, min(wait_ms, quiet_ms))
+        reply: c.WatchReply = yield c.Watch(under, since_seq, timeout_ms=wait_ms)
+        since_seq = reply.next_seq
+        if reply.events:
+            yield Items(reply.events)
+            heard = time.monotonic()
+        elif timeout_s is not None and time.monotonic() >= heard + timeout_s:
+            return
+
+
+def _outcome(row: Syscall, item: c.BatchItem) -> Any:
+    try:
+        return decode_result(row, item.errno, item.body)
+    except MemError as error:
+        return error
+
+
+def _write_through_memory(name: str, payload: bytes, options: CubeOptions) -> Steps[c.WriteReply]:
+    fields: CubeOptions = {"type": CubeType.PLAINTEXT, **options}
+    request = c.CreateCube(name=name, size_bytes=len(payload), **fields)
+    fill = FillMemory(name, (yield Acquire(request)))
+    try:
+        fill.copy_in(payload)
+        return (yield from fill.sealing())
+    finally:
+        fill.abort()  # does nothing to what is sealed

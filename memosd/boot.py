@@ -1,0 +1,155 @@
+"""The boot order: configuration -> lock -> store -> tiers -> drivers -> sockets -> kernel.
+
+The only module that knows both the kernel and the drivers, and the place where a type checker
+compares what one needs with what the other is.
+"""
+
+import fcntl
+import os
+import resource
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from libmem.abi.errors import Errno, MemError
+from libmem.abi.paths import FD_SOCKET
+from memosd.config import Config
+from memosd.drivers.plaintext.index import LexicalIndex
+from memosd.drivers.store import LmdbStore
+from memosd.drivers.table import DRIVERS
+from memosd.drivers.tiers.disk import DiskTier
+from memosd.drivers.tiers.ram import RamTier
+from memosd.fdroad import check_runtime_dir
+from memosd.iopool import IoPool, Wakeup
+from memosd.kernel.kernel import Kernel, Outside
+from memosd.kernel.param import Parameters
+from memosd.kernel.rows import TABLES
+from memosd.server import Server
+
+__all__ = ["Daemon", "boot"]
+
+_NS: Final = 1_000_000_000
+_SPARE_DESCRIPTORS: Final = 256
+"""For the store, the index, sockets being accepted and page files being read."""
+
+
+class SystemClock:
+    """The machine's clocks."""
+
+    wall_ns = staticmethod(time.time_ns)
+    monotonic_ns = staticmethod(time.monotonic_ns)
+
+
+class Daemon(NamedTuple):
+    """A booted daemon, to be run and then closed."""
+
+    server: Server
+    pools: tuple[IoPool, ...]
+    wakeup: Wakeup
+    store: LmdbStore
+    lock_fd: int
+
+    def run(self) -> None:
+        """Serve until stopped, then close everything in order."""
+        self.server.run()
+        for pool in self.pools:
+            pool.close()
+        self.store.close()
+        self.wakeup.close()
+        os.close(self.lock_fd)
+
+
+def boot(config: Config) -> Daemon:
+    """Everything up to the point where `run` announces READY.
+
+    Errors: EBUSY (another daemon on the same data), EPROTONOSUPPORT (a store of another format),
+    ECORRUPT, EPERM, EACCES, ENOSPC, EIO.
+    """
+    frames = _frames(config)
+    lock_fd = _lock(config.store.data_dir)
+    runtime_dir = config.listen.runtime_dir
+    check_runtime_dir(runtime_dir)
+    store = LmdbStore(config.store.data_dir / "table.mdb", TABLES, config.store.table_map_bytes)
+    wakeup = Wakeup()
+    io = IoPool(wakeup, config.store.io_threads, "io")
+    index_io = IoPool(wakeup, 1, "index")
+    disk = DiskTier(config.store.data_dir)
+    server = Server(runtime_dir, config.listen.mode_bits, wakeup)
+    outside = Outside(
+        clock=SystemClock(),
+        io=io,
+        store=store,
+        ram=RamTier(),
+        disk=disk,
+        drivers={driver.type: driver for driver in DRIVERS},
+        lexicon=LexicalIndex(config.store.data_dir / "index.db"),
+        index_io=index_io,
+        gate=server,
+    )
+    server.kernel = Kernel(_parameters(config, frames), outside, f"memosd {version('memosd')}")
+    io.run(disk.remove_leftovers)
+    server.kernel.start()
+    return Daemon(server, (io, index_io), wakeup, store, lock_fd)
+
+
+def _lock(data_dir: Path) -> int:
+    """Hold the data directory for this process. Errors: EBUSY, EACCES, EIO."""
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock_fd = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except PermissionError as error:
+        raise MemError(Errno.EACCES, f"cannot use the data directory: {error}") from None
+    except OSError as error:
+        raise MemError(Errno.EIO, f"cannot use the data directory: {error}") from None
+    try:
+        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.pread(lock_fd, 32, 0).decode(errors="replace").strip()
+        os.close(lock_fd)
+        raise MemError(
+            Errno.EBUSY, f"another memosd (pid {owner or 'unknown'}) serves {data_dir}"
+        ) from None
+    os.ftruncate(lock_fd, 0)
+    os.pwrite(lock_fd, f"{os.getpid()}\n".encode(), 0)
+    return lock_fd
+
+
+def _frames(config: Config) -> int:
+    """How many frames may be open: each takes a descriptor, so raise the limit to its ceiling."""
+    _, ceiling = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (ceiling, ceiling))
+    # A session takes two: its connection on the fd road and libzmq's on the control road.
+    return max(16, ceiling - 2 * config.limits.sessions - _SPARE_DESCRIPTORS)
+
+
+def _parameters(config: Config, frames: int) -> Parameters:
+    limits, namespaces, behaviour = config.limits, config.namespaces, config.behaviour
+    return Parameters(
+        admin_uids=frozenset({0, os.geteuid()}),
+        data_dir=str(config.store.data_dir),
+        fd_socket=str(config.listen.runtime_dir / FD_SOCKET),
+        ram_budget_bytes=config.ram.budget_bytes,
+        ram_high=config.ram.high_watermark,
+        ram_low=config.ram.low_watermark,
+        ram_frames=frames,
+        disk_budget_bytes=config.disk.budget_bytes,
+        policy=config.ram.policy,
+        inline_limit_bytes=config.disk.inline_limit_bytes,
+        call_by_value_bytes=limits.call_by_value_bytes,
+        sessions=limits.sessions,
+        sessions_per_uid=limits.sessions_per_uid,
+        handles_per_session=limits.handles_per_session,
+        pins_per_session=limits.pins_per_session,
+        watches_per_session=limits.watches_per_session,
+        namespaces_per_uid=limits.namespaces_per_uid,
+        anyone_makes_namespaces=namespaces.create == "anyone",
+        namespace_mode=namespaces.default_mode_bits,
+        quota_disk_bytes=namespaces.default_quota_disk_bytes,
+        quota_ram_bytes=namespaces.default_quota_ram_bytes,
+        quota_cubes=namespaces.default_quota_cubes,
+        log_retain_events=config.store.log_retain_events,
+        heat_flush_ns=int(behaviour.heat_flush_s * _NS),
+        expiry_sweep_ns=int(behaviour.expiry_sweep_s * _NS),
+        writeback_delay_ns=int(behaviour.writeback_delay_s * _NS),
+    )

@@ -1,0 +1,150 @@
+"""The fd road: descriptors for clients, and the exact sign that one of them is gone.
+
+A client connects, shows the token that `hello` gave it and gets an acknowledgement; from then on
+descriptors go out over this connection, tagged with their handle. Who connects is the operating
+system's word (SO_PEERCRED, SO_PEERGROUPS). When the connection closes, for whatever reason, the
+session ends. Nothing here blocks: a client that does not read gets EAGAIN on its own call.
+"""
+
+import os
+import select
+import socket
+import struct
+from pathlib import Path
+from typing import Final
+
+from libmem.abi.errors import Errno, MemError
+from libmem.abi.wire import FdTag, encode
+from memosd.kernel.access import Identity
+from memosd.kernel.kernel import Kernel
+from memosd.kernel.session import Session
+
+__all__ = ["FdRoad", "check_runtime_dir"]
+
+_SO_PEERGROUPS: Final = 59
+_TOKEN_MAX_BYTES: Final = 64
+_GROUPS_MAX: Final = 65_536
+_UNBOUND_MAX: Final = 256
+"""Connections that showed no token yet; more are turned away, so that they cost nothing."""
+
+
+class FdRoad:
+    """The listening socket and all connections."""
+
+    def __init__(self, path: Path, mode: int, epoll: select.epoll) -> None:
+        self._path = path
+        self._epoll = epoll
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener.setblocking(False)
+        path.unlink(missing_ok=True)
+        self._listener.bind(str(path))
+        path.chmod(mode)
+        self._listener.listen(128)
+        self._connections: dict[int, socket.socket] = {}
+        self._sessions: dict[int, Session] = {}
+        self._sockets: dict[int, socket.socket] = {}
+        """By session number."""
+        epoll.register(self._listener.fileno(), select.EPOLLIN)
+
+    def serve(self, fd: int, kernel: Kernel) -> bool:
+        """Handle readiness of one descriptor; False when it is none of this road's."""
+        if fd == self._listener.fileno():
+            self._accept()
+        elif fd in self._connections:
+            self._read(fd, kernel)
+        else:
+            return False
+        return True
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError:  # out of descriptors: the client sees its connection wait
+            return
+        if len(self._connections) - len(self._sessions) >= _UNBOUND_MAX:
+            connection.close()
+            return
+        connection.setblocking(False)
+        self._connections[connection.fileno()] = connection
+        self._epoll.register(connection.fileno(), select.EPOLLIN | select.EPOLLRDHUP)
+
+    def _read(self, fd: int, kernel: Kernel) -> None:
+        try:
+            token = self._connections[fd].recv(_TOKEN_MAX_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            token = b""
+        if not token or fd in self._sessions:
+            # End of file, or a bound client that writes: this road carries nothing from clients.
+            self._close(fd, kernel)
+            return
+        self._bind(fd, token, kernel)
+
+    def _bind(self, fd: int, token: bytes, kernel: Kernel) -> None:
+        connection = self._connections[fd]
+        session = kernel.bind(token, _identity_of(connection))
+        if session is None:
+            self._close(fd, kernel)
+            return
+        self._sessions[fd] = session
+        self._sockets[session.number] = connection
+        try:
+            connection.send(encode(FdTag(0, kernel.epoch)))
+        except OSError:
+            self._close(fd, kernel)
+
+    def send_fd(self, session: Session, handle: int, fd: int, epoch: int) -> None:
+        """Errors: EAGAIN when the client does not read, ECANCELED when it is gone."""
+        connection = self._sockets.get(session.number)
+        if connection is None:
+            raise MemError(Errno.ECANCELED, "the client is gone")
+        try:
+            socket.send_fds(connection, [encode(FdTag(handle, epoch))], [fd])
+        except BlockingIOError:
+            raise MemError(Errno.EAGAIN, "the client does not read its fd socket") from None
+        except OSError:
+            raise MemError(Errno.ECANCELED, "the client is gone") from None
+
+    def _close(self, fd: int, kernel: Kernel) -> None:
+        connection = self._connections.pop(fd, None)
+        if connection is None:
+            return
+        self._epoll.unregister(fd)
+        connection.close()
+        session = self._sessions.pop(fd, None)
+        if session is not None:
+            del self._sockets[session.number]
+            kernel.gone(session)
+
+    def close(self, kernel: Kernel) -> None:
+        for fd in list(self._connections):
+            self._close(fd, kernel)
+        self._listener.close()
+        self._path.unlink(missing_ok=True)
+
+
+def _identity_of(connection: socket.socket) -> Identity:
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    pid, uid, gid = struct.unpack("3i", credentials)
+    try:
+        raw = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * _GROUPS_MAX)
+    except OSError:
+        raw = b""  # before Linux 4.13: only the primary group counts
+    groups = frozenset(struct.unpack(f"{len(raw) // 4}I", raw))
+    return Identity(uid=uid, gid=gid, pid=pid, groups=groups)
+
+
+def check_runtime_dir(directory: Path) -> None:
+    """Make the directory of the sockets, and refuse one that somebody else could replace.
+
+    Errors: EPERM, EACCES.
+    """
+    directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+    status = directory.stat()
+    if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
+        raise MemError(
+            Errno.EPERM, f"{directory} can be changed by other users; sockets there are not safe"
+        )

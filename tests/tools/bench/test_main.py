@@ -1,0 +1,99 @@
+"""The command line of memos-bench."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from libmem.abi.errors import Errno, MemError
+from memosd.tools.bench import boot, rpc
+from memosd.tools.bench.__main__ import main
+from memosd.tools.bench.report import Report, at_most, row
+
+
+@pytest.fixture
+def _measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon is slow today, and the import is fast."""
+    slow = Report("rpc", (row("ratio_p50", 2.5, "ours / theirs", at_most(1.6)),))
+    fast = Report("boot", (row("import_ms", 40.0, "import libmem", at_most(80)),))
+    monkeypatch.setattr(rpc, "measure", lambda plan, directory: slow)
+    monkeypatch.setattr(boot, "measure", lambda plan, directory: fast)
+
+
+@pytest.mark.usefixtures("_measured")
+def test_a_missed_bar_is_printed_and_no_error(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["rpc", "--json", "--dir", str(tmp_path)]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert any("ratio_p50" in line and "NO" in line for line in out)
+    found = json.loads(out[-1])
+    assert found["ratio_p50"] == 2.5
+    assert found["is_met"] is False
+
+
+@pytest.mark.usefixtures("_measured")
+def test_without_json_the_table_is_all(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["boot", "--dir", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "import_ms" in out
+    assert "{" not in out
+
+
+@pytest.mark.parametrize("is_quick", [True, False])
+def test_quick_chooses_the_short_plan(
+    is_quick: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    plans: list[object] = []
+
+    def measure(plan: object, directory: Path) -> Report:
+        plans.append(plan)
+        assert directory == tmp_path
+        return Report("rpc", ())
+
+    monkeypatch.setattr(rpc, "measure", measure)
+    assert main(["rpc", "--dir", str(tmp_path), *(["--quick"] if is_quick else [])]) == 0
+    assert plans == [rpc.QUICK if is_quick else rpc.FULL]
+
+
+def test_a_failure_is_one_line_and_status_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def measure(plan: object, directory: Path) -> Report:
+        raise MemError(Errno.EIO, "memosd ended with status 1: no table")
+
+    monkeypatch.setattr(rpc, "measure", measure)
+    assert main(["rpc", "--json", "--dir", str(tmp_path)]) == 1
+    captured = capsys.readouterr()
+    assert "no table" in captured.err.splitlines()[-1]
+    assert captured.out == ""
+
+
+def test_a_missing_directory_is_an_error(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["rpc", "--dir", str(tmp_path / "nowhere")]) == 1
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["rcp"])
+    assert caught.value.code == 2
+    assert "rpc" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_whole_run_as_a_program(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "memosd.tools.bench", "rpc", "--quick", "--json"]
+    done = subprocess.run(
+        [*command, "--dir", str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["benchmark"] == "rpc"
+    assert found["ratio_p50"] > 0
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,83 @@
+"""`memos-bench`: run one benchmark, or all, and print what was found.
+
+Exit status: 0 when everything was measured, bars missed or not; 1 when something failed.
+Nothing is loaded before it is needed: the benchmarks' own processes import this file again.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+from libmem.abi.errors import MemError
+
+__all__ = ["main"]
+
+# The one list of benchmarks: name, module, what it answers.
+_BENCHMARKS: Final = {
+    "boot": ("memosd.tools.bench.boot", "import libmem, and memosd to READY"),
+    "rpc": ("memosd.tools.bench.rpc", "one syscall against a bare echo"),
+    "put": ("memosd.tools.bench.put", "durable writes against LMDB alone"),
+    "mmap": ("memosd.tools.bench.mapping", "large payloads against pickle, memfd and read"),
+    "scale": ("memosd.tools.bench.scale", "a million small cubes"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    options = _parser().parse_args(argv)
+    names = list(_BENCHMARKS) if options.name == "all" else [options.name]
+    try:
+        found = {name: _run(name, options) for name in names}
+    except KeyboardInterrupt:
+        return 130
+    except (MemError, OSError) as error:
+        print(f"memos-bench: {error}", file=sys.stderr)
+        return 1
+    if options.json:
+        from memosd.tools.bench.report import dump
+
+        print(dump({"benchmark": "all", **found} if options.name == "all" else found[names[0]]))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    rows = "\n".join(f"  {name:6} {what}" for name, (_, what) in _BENCHMARKS.items())
+    parser = argparse.ArgumentParser(
+        prog="memos-bench",
+        description="Measure memosd against the peer or physical limit of the same run.",
+        epilog=f"benchmarks:\n{rows}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", choices=[*_BENCHMARKS, "all"], metavar="NAME")
+    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
+    parser.add_argument("--cubes", type=int, metavar="N", help="scale: cubes in the large store")
+    parser.add_argument(
+        "--dir",
+        type=Path,
+        default=Path("/var/tmp"),
+        help="where the stores are made and removed again; a real disk (default: %(default)s)",
+    )
+    return parser
+
+
+def _run(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    from memosd.tools.bench.report import Machine, print_table, to_json
+
+    module = importlib.import_module(_BENCHMARKS[name][0])
+    plan = module.QUICK if options.quick else module.FULL
+    if name == "scale" and options.cubes is not None:
+        plan = dataclasses.replace(plan, cubes=options.cubes)
+    directory = options.dir.resolve(strict=True)
+    machine = Machine.here(directory)
+    print(f"memos-bench: {name} ...", file=sys.stderr, flush=True)
+    report = module.measure(plan, directory)
+    print_table(report, machine, sys.stdout)
+    return to_json(report, machine)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""The commands about the daemon itself: status, sync, fsck, shutdown."""
+
+from collections.abc import Iterator
+from typing import Annotated, Final
+
+import typer
+
+from libmem.abi.calls import Fsck, FsckReply, Info, InfoReply, Sync
+from libmem.abi.errors import Errno
+from libmem.abi.structs import Finding, TierStat
+from memosd.tools.memctl.command import Session, command
+from memosd.tools.memctl.progress import counter
+from memosd.tools.memctl.units import duration, human_bytes, printable
+
+__all__ = ["app"]
+
+app: Final = typer.Typer(rich_help_panel="Daemon")
+
+_BAR_CELLS: Final = 24
+_FSCK_ROWS: Final = 200
+"""Rows verified per call: long enough to be quick, short enough for a bar that moves."""
+
+Line = list[tuple[str, str]]
+
+
+@command(app, "status")
+def status(session: Session) -> None:
+    """Show the daemon's state: tiers, sessions, index, notices."""
+    info = session.call(Info())
+    if session.out.is_json:
+        session.out.record(info, "")
+    elif session.out.is_tty:
+        _panel(session, info)
+    else:
+        for line in _lines(info, ("#", ".")):
+            session.out.styled(line)
+
+
+def _panel(session: Session, info: InfoReply) -> None:
+    from rich.panel import Panel
+    from rich.text import Text
+
+    body = Text("\n").join(Text.assemble(*line) for line in _lines(info, ("█", "░")))
+    session.out.render(Panel(body, title=f"memosd {info.server}", expand=False, padding=(1, 2)))
+
+
+def _lines(info: InfoReply, glyphs: tuple[str, str]) -> list[Line]:
+    lag = info.log_seq - info.indexed_seq
+    facts = [
+        ("daemon", f"pid {info.pid}, up {duration(info.uptime_ns)}, epoch {info.epoch:x}"),
+        ("data", info.data_dir),
+        ("holds", f"{info.cubes:,} cubes in {info.namespaces} namespaces"),
+        ("sessions", str(info.sessions)),
+        ("work", f"{info.calls:,} calls, {info.faults:,} faults, {info.evictions:,} evictions"),
+        ("memory", f"{human_bytes(info.rss_bytes)} resident, reclaim by {info.policy}"),
+        ("index", f"{info.indexer}, " + (f"{lag:,} events behind" if lag else "up to date")),
+    ]
+    lines: list[Line] = [[(f"{title:<9} ", "dim"), (printable(text), "")] for title, text in facts]
+    lines.append([("", "")])
+    for tier in info.tiers:
+        lines += _tier_lines(tier, glyphs)
+    lines += [[("notice    ", "bold red"), (printable(text), "red")] for text in info.notices]
+    return lines
+
+
+def _tier_lines(tier: TierStat, glyphs: tuple[str, str]) -> list[Line]:
+    share = tier.used_bytes / tier.budget_bytes if tier.budget_bytes else 0.0
+    # What is used at all shows at least one cell: empty must mean empty.
+    full = min(_BAR_CELLS, max(round(share * _BAR_CELLS), 1 if tier.used_bytes else 0))
+    style = "green" if share < 0.8 else "yellow" if share < 0.95 else "red"
+    detail = [f"{tier.cubes:,} cubes"]
+    if tier.pinned_bytes:
+        detail.append(f"{human_bytes(tier.pinned_bytes)} pinned")
+    if tier.dirty_bytes:
+        detail.append(f"{human_bytes(tier.dirty_bytes)} not yet on disk")
+    bar = [(glyphs[0] * full, style), (glyphs[1] * (_BAR_CELLS - full), "dim")]
+    amounts = f"{human_bytes(tier.used_bytes)} of {human_bytes(tier.budget_bytes)}"
+    return [
+        [(f"{tier.name:<9} ", "bold"), *bar, (f" {share:4.0%}  {amounts}", "")],
+        [(" " * 10 + ", ".join(detail), "dim")],
+    ]
+
+
+@command(app, "sync")
+def sync(session: Session) -> None:
+    """Return when everything committed so far is on disk, cache cubes included."""
+    session.call(Sync(), is_slow=True)
+    session.out.record({"is_synced": True}, "on disk")
+
+
+@command(app, "fsck")
+def fsck(
+    session: Session,
+    is_repair: Annotated[
+        bool, typer.Option("--repair", help="Quarantine what is broken: it is never served.")
+    ] = False,
+) -> None:
+    """Verify every row and payload against its digests.
+
+    Exits with 202 (ECORRUPT) when something is broken, whether it could be quarantined or not.
+    """
+    checked = broken = 0
+    total = session.call(Info()).cubes
+    with counter("verifying", total, is_quiet=session.out.is_json) as advance:
+        for reply in _stretches(session, is_repair):
+            checked += reply.checked
+            broken += len(reply.findings)
+            advance(reply.checked)
+            for finding in reply.findings:
+                session.out.event(finding, _finding_line(finding))
+    session.out.record(
+        {"checked": checked, "broken": broken}, f"{checked:,} checked, {broken:,} broken"
+    )
+    if broken:
+        raise typer.Exit(Errno.ECORRUPT)
+
+
+def _stretches(session: Session, is_repair: bool) -> Iterator[FsckReply]:
+    cursor = ""
+    while True:
+        request = Fsck(cursor=cursor, limit=_FSCK_ROWS, repair=is_repair)
+        reply = session.call(request, is_slow=True)
+        yield reply
+        cursor = reply.next_cursor
+        if not cursor:
+            return
+
+
+def _finding_line(finding: Finding) -> str:
+    done = f" ({finding.action})" if finding.action else ""
+    return printable(f"{finding.name}@v{finding.version}: {finding.problem}{done}")
+
+
+@command(app, "shutdown")
+def shutdown(session: Session) -> None:
+    """Let the daemon finish what is in flight, write back and exit."""
+    session.client.shutdown()
+    session.out.record({"is_shutting_down": True}, "memosd is shutting down")

@@ -1,0 +1,92 @@
+"""Sizes, times and modes between numbers and what people read and type.
+
+Pure functions. Invariant: what they return is one printable line, so that nothing a cube's author
+wrote can steer a terminal. Any command may call them.
+"""
+
+import re
+from datetime import datetime
+from typing import Final
+
+from libmem.abi.errors import Errno, MemError
+
+__all__ = [
+    "duration",
+    "human_bytes",
+    "local_time",
+    "mode_text",
+    "parse_bytes",
+    "parse_mode",
+    "printable",
+]
+
+_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+_SIZE: Final = re.compile(r"(\d{1,15}(?:\.\d{1,6})?) ?(B|[KMGTP](?:iB)?)?", re.IGNORECASE)
+_OCTAL: Final = re.compile(r"0?[0-7]{3}")
+_NS: Final = 1_000_000_000
+
+
+def human_bytes(size_bytes: int) -> str:
+    """`98566144` -> `94.0 MiB`; below 1 KiB exact."""
+    value, unit = float(size_bytes), 0
+    # 1023.95 would be shown as 1024.0: go on to the next unit there.
+    while value >= 1023.95 and unit < len(_UNITS) - 1:
+        value /= 1024
+        unit += 1
+    return f"{size_bytes} B" if unit == 0 else f"{value:.1f} {_UNITS[unit]}"
+
+
+def parse_bytes(text: str) -> int:
+    """`512MiB`, `4 GiB`, `1.5G` or a number of bytes. Errors: EINVAL."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise MemError(Errno.EINVAL, f"{text!r} is not a size such as 4096, 512MiB or 4GiB")
+    prefixes = [unit[0] for unit in _UNITS]
+    return int(float(match[1]) * 1024 ** prefixes.index((match[2] or "B")[0].upper()))
+
+
+def parse_mode(text: str) -> int:
+    """`0640` or `640`, always octal. Errors: EINVAL."""
+    if _OCTAL.fullmatch(text) is None:
+        raise MemError(Errno.EINVAL, f"{text!r} is not an octal mode such as 0640")
+    return int(text, 8)
+
+
+def mode_text(mode: int) -> str:
+    """`0o640` -> `rw-r-----`."""
+    return "".join(
+        letter if mode & (0o400 >> place) else "-" for place, letter in enumerate("rwxrwxrwx")
+    )
+
+
+def local_time(time_ns: int, timespec: str = "seconds") -> str:
+    """ISO 8601 in the local zone with its offset; `-` for 0, which means never."""
+    if not time_ns:
+        return "-"
+    seconds, rest_ns = divmod(time_ns, _NS)
+    try:
+        moment = datetime.fromtimestamp(seconds).astimezone()
+    except (ValueError, OverflowError, OSError):
+        return f"{time_ns} ns"  # a header may hold any number, also one past the year 9999
+    return moment.replace(microsecond=rest_ns // 1000).isoformat(sep=" ", timespec=timespec)
+
+
+def duration(length_ns: int) -> str:
+    """`3 d 4 h`, `2 min 5 s`, `12 s`: the two largest units."""
+    rest = length_ns // _NS
+    parts = []
+    for name, seconds in (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)):
+        count, rest = divmod(rest, seconds)
+        if count:
+            parts.append(f"{count} {name}")
+    return " ".join(parts[:2]) or "0 s"
+
+
+def printable(text: str) -> str:
+    """`text` with control and unprintable characters escaped, so that a terminal only shows it."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
+        for char in text
+    )
