@@ -76,8 +76,8 @@ class Dispatch:
         self._handlers = check_table(handlers)
         self._ledger = kernel.parts.table.ledger
         self.calls = 0
-        self.in_flight = 0
-        """Calls whose reply has not left yet."""
+        self._in_flight = 0
+        self._idle: Completion[None] | None = None
 
     def serve(self, peer: Peer, identity: Identity, frame: bytes) -> None:
         """Run one request to its first wait. Never raises."""
@@ -88,7 +88,7 @@ class Dispatch:
         except MemError as error:
             peer.reply(encode_error(0, epoch, error))
             return
-        self.in_flight += 1
+        self._in_flight += 1
         self._ledger.begin_answer()
         try:
             context, args = self._enter(peer, identity, request)
@@ -171,12 +171,21 @@ class Dispatch:
         self._ledger.when_durable(barrier, send)
 
     def _send(self, peer: Peer, seq: int, outcome: Value | MemError) -> None:
-        self.in_flight -= 1
+        self._in_flight -= 1
+        if self._idle is not None and not self._in_flight and not self._idle.is_done:
+            self._idle.resolve(None)
         epoch = self._kernel.epoch
         if isinstance(outcome, MemError):
             peer.reply(encode_error(seq, epoch, outcome))
         else:
             peer.reply(encode_reply(seq, epoch, outcome))
+
+    def idle(self) -> Completion[None]:
+        """Done when every reply has left; for the end, when no new calls are let in."""
+        idle = self._idle = Completion()
+        if not self._in_flight:
+            idle.resolve(None)
+        return idle
 
     def _translated(self, error: Exception) -> MemError:
         return error if isinstance(error, MemError) else self.surprise(error)

@@ -41,6 +41,7 @@ class Events:
         self._timers = parts.timers
         self._watches_per_session = parts.parameters.watches_per_session
         self._sleepers: list[Completion[None]] = []
+        self._is_closed = False
         self._table.ledger.on_commit.append(self._wake)
 
     async def watch(self, session: Session, request: Watch) -> WatchReply:
@@ -57,7 +58,8 @@ class Events:
             while True:
                 self._check_retained(since)
                 events, since = self._collect(session.identity, under, since, limit)
-                if events or is_over.is_done or session.is_ended or timeout_ms == 0:
+                is_last = is_over.is_done or session.is_ended or self._is_closed
+                if events or is_last or timeout_ms == 0:
                     return WatchReply(events=tuple(events), next_seq=since)
                 if since == self._table.durable_seq:
                     await self._next_commit(session, is_over)
@@ -123,8 +125,9 @@ class Events:
             if not sleeper.is_done:
                 sleeper.resolve(None)
 
-    def wake_all(self) -> None:
+    def close(self) -> None:
         """At shutdown: let every watcher go with what it has."""
+        self._is_closed = True
         self._wake()
 
 

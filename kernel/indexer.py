@@ -20,8 +20,14 @@ from memosd.kernel.wait import Completion, detach
 
 __all__ = ["Indexer"]
 
-_CHUNK: Final = 512
+_CHUNK: Final = 1024
 """Events per index transaction."""
+_REST: Final = 4
+"""While nobody searches, the indexer rests this many times as long as it worked: writers and it
+share one interpreter. A search, or a long backlog, makes it work at full speed."""
+_BACKLOG_MAX: Final = 131_072
+_START_NS: Final = 20_000_000
+"""A first event waits this long for company, unless somebody searches."""
 _RETRY_NS: Final = 1_000_000_000
 
 
@@ -37,6 +43,7 @@ class Indexer:
         self._namespaces = parts.namespaces
         self._drivers = parts.drivers
         self._timers = parts.timers
+        self._clock = parts.clock
         self._heat = parts.heat
         self.indexed_seq = 0
         self.problem = ""
@@ -46,6 +53,7 @@ class Indexer:
         self._waiting: list[tuple[int, Completion[None]]] = []
         self._is_running = False
         self._is_open = False
+        self._resting: Completion[None] | None = None
         self._table.ledger.on_commit.append(self.kick)
 
     # -- following the log ---------------------------------------------------------------------
@@ -65,14 +73,31 @@ class Indexer:
                 await self._open()
             while self._rebuild_from is not None:
                 await self._rebuild_step(self._rebuild_from)
+            await self._rest(_START_NS)
             while self.indexed_seq < self._table.durable_seq:
+                started_ns = self._clock.monotonic_ns()
                 await self._step()
+                await self._rest(_REST * (self._clock.monotonic_ns() - started_ns))
             self.problem = ""
         except MemError as error:
             self.problem = f"the index cannot follow: {error}"
             self._fail_waiting(error)
             self._is_open = False
             self._timers.after(_RETRY_NS, self.kick)
+
+    async def _rest(self, pause_ns: int) -> None:
+        backlog = self._table.durable_seq - self.indexed_seq
+        if self._waiting or not 0 < backlog < _BACKLOG_MAX:
+            return
+        resting = self._resting = Completion[None]()
+        timer = self._timers.after(pause_ns, self._wake)
+        await resting
+        timer.cancel()
+
+    def _wake(self) -> None:
+        resting, self._resting = self._resting, None
+        if resting is not None:
+            resting.resolve(None)
 
     async def _open(self) -> None:
         stamp = await self._io.run(self.index.open)
@@ -175,6 +200,7 @@ class Indexer:
         if self.indexed_seq < wanted:
             done = Completion[None]()
             self._waiting.append((wanted, done))
+            self._wake()
             self.kick()
             await done
         return await self._io.run(self.index.search, query, prefixes, limit)

@@ -86,6 +86,7 @@ class Kernel:
         self.cubes = Cubes(parts)
         self.removal = Removal(parts, self.cubes, self.pager)
         self.reclaim.on_lose = self.removal.lose
+        self.cubes.on_expired = self.removal.remove_expired
         self.fills = Fills(parts, self.cubes, self.pager, self.removal)
         self.events = Events(parts)
         self.indexer = Indexer(parts, self.pager, outside.lexicon, outside.index_io)
@@ -170,7 +171,8 @@ class Kernel:
     async def stop(self) -> None:
         """Refuse new calls, write back, commit, close the index. The server stops afterwards."""
         self.is_stopping = True
-        self.events.wake_all()
+        self.events.close()
+        await self.dispatch.idle()
         try:
             await self.reclaim.write_back_all()
         except MemError as error:

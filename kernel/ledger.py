@@ -70,6 +70,10 @@ class Ledger:
         self._touched = self._filling_generation
         self._filling[table, key] = None
 
+    def touch(self) -> None:
+        """What is being answered depends on the generation being filled."""
+        self._touched = self._filling_generation
+
     def scan(self, table: str, start: bytes, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         """Rows with key >= start that begin with `prefix`, ascending, changes included.
 

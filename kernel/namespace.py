@@ -193,8 +193,11 @@ class Namespaces:
     # -- durable rows --------------------------------------------------------------------------
 
     def _touch(self, space: Namespace) -> None:
-        self._dirty.add(space.id)
         # The answer that follows depends on this commit, though the row is written at its end.
+        if space.id in self._dirty:
+            self._ledger.touch()
+            return
+        self._dirty.add(space.id)
         self._ledger.put("namespaces", space.key, b"")
 
     def _write_back(self) -> None:

@@ -30,9 +30,21 @@ from memosd.kernel.rows import (
 __all__ = ["Cube", "PageTable", "event_of", "new_id"]
 
 
-def new_id(now_ns: int) -> bytes:
-    """128 bits, ordered by creation to the millisecond, as UUIDv7: new rows are neighbours."""
-    return (now_ns // 1_000_000).to_bytes(6, "big") + os.urandom(10)
+class _Ids:
+    """128-bit ids, ordered by creation to the millisecond as UUIDv7: new rows are neighbours."""
+
+    def __init__(self) -> None:
+        self._random = b""
+
+    def __call__(self, now_ns: int) -> bytes:
+        # By the block: each urandom() gives the interpreter up, and must get it back.
+        if not self._random:
+            self._random = os.urandom(4000)
+        tail, self._random = self._random[:10], self._random[10:]
+        return (now_ns // 1_000_000).to_bytes(6, "big") + tail
+
+
+new_id = _Ids()
 
 
 class Cube(NamedTuple):
@@ -235,6 +247,10 @@ class PageTable:
             row.gid,
             row.mode,
         )
+        self.append(entry)
+
+    def append(self, entry: LogRow) -> None:
+        """Append an event to the log; it is durable with this commit."""
         self._next_seq += 1
         key = self._next_seq.to_bytes(8, "big")
         self.ledger.put("log", key, encode_row(key, entry))

@@ -132,6 +132,10 @@ class Removal:
         if row is None or row.expires_ns != int.from_bytes(key[:8], "big"):
             self._table.ledger.delete("expiry", key)
             return
+        self.remove_expired(cube_id, row)
+
+    def remove_expired(self, cube_id: bytes, row: CubeRow) -> None:
+        """Remove a cube whose time is over."""
         self._remove(cube_id, row, EventKind.EXPIRE, actor_uid=0)
 
     def lose(self, key: PayloadKey, reason: str) -> None:

@@ -69,7 +69,7 @@ def boot(config: Config) -> Daemon:
     frames = _frames(config)
     lock_fd = _lock(config.store.data_dir)
     runtime_dir = config.listen.runtime_dir
-    check_runtime_dir(runtime_dir)
+    check_runtime_dir(runtime_dir, config.listen.mode_bits)
     store = LmdbStore(config.store.data_dir / "table.mdb", TABLES, config.store.table_map_bytes)
     wakeup = Wakeup()
     io = IoPool(wakeup, config.store.io_threads, "io")

@@ -137,12 +137,17 @@ def _identity_of(connection: socket.socket) -> Identity:
     return Identity(uid=uid, gid=gid, pid=pid, groups=groups)
 
 
-def check_runtime_dir(directory: Path) -> None:
-    """Make the directory of the sockets, and refuse one that somebody else could replace.
+def check_runtime_dir(directory: Path, socket_mode: int) -> None:
+    """Make the directory of the sockets, and refuse one where others could replace them.
 
-    Errors: EPERM, EACCES.
+    Errors: EPERM, EACCES, EIO.
     """
-    directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+    is_private = not socket_mode & 0o077
+    try:
+        directory.mkdir(mode=0o700 if is_private else 0o755, parents=True, exist_ok=True)
+    except OSError as error:
+        errno = Errno.EACCES if isinstance(error, PermissionError) else Errno.EIO
+        raise MemError(errno, f"cannot make the runtime directory: {error}") from None
     status = directory.stat()
     if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
         raise MemError(

@@ -60,7 +60,7 @@ PRAGMA user_version = {_SCHEMA_VERSION};
 COMMIT;
 """
 
-_DAMAGED: Final = (apsw.CorruptError, apsw.NotADBError, apsw.SQLError)
+_UNUSABLE: Final = (apsw.CorruptError, apsw.NotADBError, apsw.SQLError)
 _ERRNO: Final[tuple[tuple[type[apsw.Error], Errno], ...]] = (
     (apsw.FullError, Errno.ENOSPC),
     (apsw.NoMemError, Errno.ENOMEM),
@@ -81,8 +81,9 @@ class _Session(NamedTuple):
 class LexicalIndex:
     """BM25 over cubes' texts. `path` is its file; nothing happens before `open`.
 
-    Errors of every call: ECORRUPT (the file is damaged: `clear` it and apply everything again),
-    ENOSPC, ENOMEM, EIO. A failed `apply` has changed nothing.
+    Errors of every call: ENOSPC, ENOMEM, EIO, and ECORRUPT when the file turns out to be damaged,
+    which every call repeats until `open` has discarded it. After a failed `apply` the stamp that
+    `open` returns tells whether it happened; it never happened in part.
     """
 
     name = "sqlite-fts5"
@@ -90,38 +91,35 @@ class LexicalIndex:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._session: _Session | None = None
+        self._is_damaged = False
         self._written = 0
 
     def open(self) -> int:
         """Open or make the file; return its stamp, 0 when it is new or had to be discarded."""
-        with _translated():
-            self.close()
+        self.close()
+        with self._guard():
             try:
                 return self._attach()
-            except _DAMAGED:
-                return self._start_over()
+            except _UNUSABLE:
+                self._discard()
+                return self._attach()
 
     def apply(
         self, stamp: int, documents: Sequence[IndexDocument], removed: Iterable[bytes]
     ) -> None:
         """Removals first, then documents, then the stamp, in one transaction.
 
-        Safe to repeat. A removal costs a write to the disk: its bytes leave the file before this
-        returns.
+        Safe to repeat. A removal waits for the disk: its bytes leave the file before this returns.
         """
         db, rows, ranking = self._opened()
-        with _translated():
+        with self._guard():
             with _transaction(db, rows):
-                erased = [rows.remove(cube) for cube in removed]
-                for document in documents:
-                    rows.put(document)
-                rows.drop_emptied()
+                was_there = rows.replace(documents, removed)
                 db.execute("UPDATE state SET stamp = ?", (stamp,))
                 failpoints.hit("index.commit.before")
             failpoints.hit("index.commit.after")
-            if any(erased):
-                # Old pages lie in the write-ahead log until it is emptied.
-                db.execute("PRAGMA wal_checkpoint(truncate)")
+            if was_there:
+                _empty_log(db)
         self._written += len(documents)
         if self._written >= _REPLAN_AFTER:
             self._written = 0
@@ -134,30 +132,35 @@ class LexicalIndex:
         `/notes/a` (itself and what is below), "" for all. Every query is taken as plain words.
         """
         _, rows, ranking = self._opened()
-        with _translated():
+        with self._guard():
             chosen = {ns: prefix for ns, prefix in namespaces.items() if ns in rows.namespaces}
             return ranking.search(query, chosen, limit)
 
     def clear(self) -> None:
         """Forget everything, damaged or not; the stamp is 0."""
-        with _translated():
-            self._start_over()
+        with self._guard():
+            self._discard()
+            self._attach()
 
     def close(self) -> None:
-        """Write the log back into the file and let go of it."""
-        session, self._session = self._session, None
-        if session is not None:
-            with _translated():
+        """Write the log back into the file and let go of it; a damaged file goes."""
+        with self._guard():
+            if self._is_damaged:
+                self._discard()
+            elif self._session is not None:
+                session, self._session = self._session, None
                 session.db.close()
 
     def _opened(self) -> _Session:
+        if self._is_damaged:
+            raise MemError(Errno.ECORRUPT, "the lexical index is damaged; open it to begin anew")
         if self._session is None:
             raise MemError(Errno.EIO, "the lexical index is not open")
         return self._session
 
     def _attach(self) -> int:
         # SQLite gives its files the umask's mode; these hold what cubes of any mode hold.
-        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
+        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         db = apsw.Connection(str(self._path))
         try:
             for setting in _SETTINGS:
@@ -167,6 +170,7 @@ class LexicalIndex:
             marks = (db.pragma("application_id"), db.pragma("user_version"))
             if marks != (_APPLICATION_ID, _SCHEMA_VERSION):
                 raise apsw.NotADBError(f"another program's or version's file: {marks}")
+            _empty_log(db)  # where a crash came between a removal and this
             stamp = int(db.execute("SELECT stamp FROM state").get)
             self._session = _Session(db, DocumentRows(db), Ranking(db))
         except BaseException:
@@ -174,13 +178,33 @@ class LexicalIndex:
             raise
         return stamp
 
-    def _start_over(self) -> int:
+    def _discard(self) -> None:
         session, self._session = self._session, None
         if session is not None:
             session.db.close(True)
         for suffix in ("", "-wal", "-shm", "-journal"):
             self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
-        return self._attach()
+        self._is_damaged = False
+
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        """SQLite's and the operating system's errors as MemError; damage is remembered."""
+        try:
+            yield
+        except apsw.Error as error:
+            errno = next(code for kind, code in _ERRNO if isinstance(error, kind))
+            self._is_damaged |= errno is Errno.ECORRUPT
+            raise MemError(errno, f"lexical index: {error}") from error
+        except OSError as error:
+            errno = Errno.ENOSPC if error.errno == Errno.ENOSPC else Errno.EIO
+            raise MemError(errno, f"lexical index: {error}") from error
+
+
+def _empty_log(db: apsw.Connection) -> None:
+    """Move the write-ahead log into the file: old pages lie in it, with what was removed."""
+    busy, *_ = db.execute("PRAGMA wal_checkpoint(truncate)").fetchall()[0]
+    if busy:
+        raise apsw.BusyError("the write-ahead log is in use")
 
 
 @contextmanager
@@ -194,16 +218,3 @@ def _transaction(db: apsw.Connection, rows: DocumentRows) -> Iterator[None]:
             db.execute("ROLLBACK")
         rows.reload()
         raise
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    """SQLite's and the operating system's errors as MemError."""
-    try:
-        yield
-    except apsw.Error as error:
-        errno = next(code for kind, code in _ERRNO if isinstance(error, kind))
-        raise MemError(errno, f"lexical index: {error}") from error
-    except OSError as error:
-        full = error.errno is not None and error.errno == Errno.ENOSPC
-        raise MemError(Errno.ENOSPC if full else Errno.EIO, f"lexical index: {error}") from error

@@ -19,11 +19,9 @@ __all__ = ["PlaintextDriver"]
 _SLICE_BYTES: Final = 1 << 20
 """How much is decoded at a time: bounds memory and how long the interpreter lock is held."""
 
-_INDEXED_BYTES: Final = 32 << 20
-"""Of a longer text the index sees the beginning only: some 6,000 pages."""
-
-_FLATTENED_BYTES: Final = 8 << 20
-"""Longer JSON is indexed as it is written; as objects it would take ten times the memory."""
+_INDEXED_BYTES: Final = 8 << 20
+"""Of a longer text the index sees the beginning only: some 4,000 pages. Longer JSON is indexed as
+it is written; as objects it would take ten times the memory."""
 
 _JSON: Final = msgspec.json.Decoder(msgspec.Raw)
 """Checks the grammar without building a single object."""
@@ -60,13 +58,15 @@ class PlaintextDriver:
         view = memoryview(payload).cast("B")
         # An incomplete last character of a shortened text is left out.
         text, _ = codecs.utf_8_decode(view[:_INDEXED_BYTES], "replace", False)
-        if _is_json(descriptive) and len(view) <= _FLATTENED_BYTES:
+        if _is_json(descriptive) and len(view) <= _INDEXED_BYTES:
             text = _flattened(text)
         return "\n".join(filter(None, (descriptive.title, " ".join(descriptive.tags), text)))
 
 
 def _is_json(descriptive: Descriptive) -> bool:
     """Errors: EINVAL when the media type is not one of text."""
+    if not descriptive.media_type:  # nearly every text
+        return False
     media_type = descriptive.media_type.partition(";")[0].strip().lower()
     if media_type == "application/json" or media_type.endswith("+json"):
         return True

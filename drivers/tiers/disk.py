@@ -1,6 +1,6 @@
 """The disk tier: one page file per payload, below `pages/`.
 
-Owns the directory `pages/` and every file name in it: `pages/ab/<id>-<version>.page`, the id in
+Owns the directory `pages/` and every file name in it: `pages/ab/<payload id>.page`, the id in
 hexadecimal and `ab` its last two digits (ids are ordered by time, so their heads would all lie in
 one folder). A name without a leading dot is a whole, synced file: writing happens under a
 temporary name, which only `remove_leftovers` looks at. A file counts once the kernel has
@@ -164,9 +164,7 @@ def _recognise(fd: int, key: PayloadKey, size_bytes: int, digest: bytes) -> Mani
     """The file's manifest, if it is of this very payload. Errors: ECORRUPT."""
     trailer = pagefile.read_trailer(fd)
     if trailer.key != key:
-        raise MemError(
-            Errno.ECORRUPT, f"the file says it is {trailer.key.hex()}"
-        )
+        raise MemError(Errno.ECORRUPT, f"the file says it is {trailer.key.hex()}")
     if trailer.manifest.size_bytes != size_bytes or trailer.manifest.digest != digest:
         raise MemError(Errno.ECORRUPT, "the file holds another payload than the table says")
     return trailer.manifest

@@ -6,13 +6,13 @@ from libmem.abi import calls as c
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.limits import READDIR_MAX
 from libmem.abi.names import namespace_of, parse_namespace, parse_subtree
-from libmem.abi.structs import NamespaceStat, Quota, Stat, Usage
+from libmem.abi.structs import EventKind, NamespaceStat, Quota, Stat, Usage
 from memosd.kernel.access import EXECUTE, READ, require_owner
 from memosd.kernel.describe import describe
 from memosd.kernel.dispatch import Context
 from memosd.kernel.namespace import Namespace
 from memosd.kernel.pagetable import Cube
-from memosd.kernel.rows import NamespaceRow
+from memosd.kernel.rows import LogRow, NamespaceRow
 
 __all__ = [
     "sys_make_namespace",
@@ -29,6 +29,17 @@ _SCAN_MAX: Final = 8192
 def _stat(context: Context, space: Namespace) -> NamespaceStat:
     parts = context.kernel.parts
     return parts.namespaces.stat(space, parts.residents.account.used_by(space))
+
+
+def _log(context: Context, space: Namespace) -> None:
+    """Made, removed or given other ceilings: an event of the namespace's own."""
+    parts, row = context.kernel.parts, space.row
+    parts.table.append(
+        LogRow(
+            parts.clock.wall_ns(), EventKind.NAMESPACE, row.name, b"", 0, context.who.uid, "",
+            row.uid, row.gid, row.mode,
+        )
+    )  # fmt: skip
 
 
 def sys_make_namespace(context: Context, request: c.MakeNamespace) -> NamespaceStat:
@@ -49,7 +60,9 @@ def sys_make_namespace(context: Context, request: c.MakeNamespace) -> NamespaceS
         cubes=parameters.quota_cubes,
     )
     row = NamespaceRow(name, who.uid, who.gid, mode, parts.clock.wall_ns(), quota, Usage())
-    return _stat(context, parts.namespaces.add(row))
+    space = parts.namespaces.add(row)
+    _log(context, space)
+    return _stat(context, space)
 
 
 def sys_remove_namespace(context: Context, request: c.RemoveNamespace) -> c.Done:
@@ -57,6 +70,7 @@ def sys_remove_namespace(context: Context, request: c.RemoveNamespace) -> c.Done
     space = namespaces.find(parse_namespace(request.name))
     require_owner(context.who, space.row.uid, "a namespace")
     namespaces.remove(space)
+    _log(context, space)
     return c.Done()
 
 
@@ -70,6 +84,7 @@ def sys_set_quota(context: Context, request: c.SetQuota) -> NamespaceStat:
     parts = context.kernel.parts
     space = parts.namespaces.find(parse_namespace(request.namespace))
     parts.namespaces.set_quota(space, request.quota, parts.residents.account.used_by(space))
+    _log(context, space)
     return _stat(context, space)
 
 

@@ -18,7 +18,8 @@ def test_documents_are_texts_with_names_of_their_own() -> None:
     assert len({document.name for document in documents}) == len(documents)
     for document in documents:
         assert document.name.startswith(f"{LIBRARY}/")
-        assert document.text.decode() == document.path.read_text(encoding="utf-8", newline="")
+        assert document.text == document.path.read_bytes()
+        assert document.text.decode()
 
 
 def test_a_claim_that_is_not_true_ends_the_demo(capsys: pytest.CaptureFixture[str]) -> None:

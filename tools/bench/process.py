@@ -6,6 +6,7 @@ the benchmark, and none outlives its `Worker`.
 """
 
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from multiprocessing.connection import Connection
@@ -13,7 +14,7 @@ from typing import Any, Final
 
 from libmem.abi.errors import Errno, MemError
 
-__all__ = ["Body", "Worker", "workers"]
+__all__ = ["Body", "Worker", "on_core", "workers"]
 
 Body = Callable[..., AbstractContextManager[Callable[[Any], Any]]]
 
@@ -68,7 +69,9 @@ class Worker:
     def __enter__(self) -> "Worker":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:  # nobody waits for what it may be in the middle of
+            self._process.kill()
         self.close()
 
     def _death(self) -> MemError:
@@ -84,6 +87,17 @@ def workers(body: Body, *each: tuple[object, ...]) -> Iterator[list[Worker]]:
         for worker in started:
             worker.result()
         yield started
+
+
+@contextmanager
+def on_core(core: int) -> Iterator[None]:
+    """Processes started in the block run on that core, with all their threads."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def _run(pipe: Connection, body: Body, args: tuple[object, ...]) -> None:

@@ -25,6 +25,7 @@ _BATCH_CALLS: Final = 64
 _BATCH_BYTES: Final = 1 << 20
 _ATTACHES: Final = 20
 _COPIES: Final = 5
+_REPORT_EVERY: Final = 23
 _PAGE_BYTES: Final = 1 << 20
 
 
@@ -155,7 +156,7 @@ def stream(folder: str) -> None:
             except libmem.MemError as error:
                 say(acknowledged=number - 1, error=error.errno.name)
                 return
-            if number % 100 == 0:
+            if number % _REPORT_EVERY == 0:
                 say(acknowledged=number)
 
 

@@ -28,6 +28,7 @@ from libmem.abi.paths import CONTROL_SOCKET
 __all__ = ["Actor", "Stage"]
 
 _WIDTH_WITHOUT_TERMINAL: Final = 110
+_INDENT: Final = 15
 _READY_S: Final = 10.0
 _ACTOR_S: Final = 25.0
 _POLL_S: Final = 0.005
@@ -181,7 +182,14 @@ class Stage:
     def tell(self, pid: int | None, *parts: str | tuple[str, str]) -> None:
         """One line; with the pid of the process that did it."""
         who = f"pid {pid}" if pid is not None else ""
-        self.console.print(Text.assemble((f"   {who:<12}", "dim"), *parts), soft_wrap=True)
+        self.console.print(
+            Text.assemble((f"   {who}".ljust(_INDENT), "dim"), *parts), soft_wrap=True
+        )
+
+    def quote(self, *parts: tuple[str, str]) -> None:
+        """One line of somebody's text, cut where the screen ends."""
+        line = Text.assemble(" " * _INDENT, *parts)
+        self.console.print(line, no_wrap=True, overflow="ellipsis")
 
     def verify(self, is_true: bool, claim: str) -> None:
         """Print the claim as checked. Errors: EIO when it is not true."""

@@ -82,9 +82,12 @@ class Session:
     @cached_property
     def client(self) -> "Client":
         """Errors: ECONNREFUSED when no daemon answers."""
-        settings = self._settings
-        timeout_s = settings.timeout_s or _TIMEOUT_S
-        return settings.connect(settings.runtime_dir, timeout_s=timeout_s, name="memctl")
+        return self._connected(_TIMEOUT_S)
+
+    @cached_property
+    def bulk_client(self) -> "Client":
+        """A second session, for large payloads: more patient, once the first has an answer."""
+        return self._connected(_SLOW_TIMEOUT_S)
 
     def call(self, request: Call[R], *, is_slow: bool = False) -> R:
         """One syscall; `is_slow` when it may move a large payload."""
@@ -92,8 +95,15 @@ class Session:
         return self.client.call(request, timeout_s=timeout_s)
 
     def close(self) -> None:
-        if "client" in self.__dict__:
-            self.client.close()
+        for made in ("client", "bulk_client"):
+            if made in self.__dict__:
+                getattr(self, made).close()
+
+    def _connected(self, timeout_s: float) -> "Client":
+        settings = self._settings
+        return settings.connect(
+            settings.runtime_dir, timeout_s=settings.timeout_s or timeout_s, name="memctl"
+        )
 
     def note(self, text: str) -> None:
         """A remark for people that is no result."""

@@ -48,7 +48,7 @@ IsLong = Annotated[bool, typer.Option("--long", "-l", help="Mode, version, size,
 IsRecursive = Annotated[bool, typer.Option("--recursive", "-R", help="Everything below as well.")]
 
 
-class Folded(Value):
+class Folded(Value, frozen=True):
     """A folder in a listing; it exists only as a part of cubes' names."""
 
     name: str

@@ -178,7 +178,7 @@ def _fill(
     """Read the rest of the stream into the new cube's memory and seal it."""
     source, rest, first = stream
     with (
-        session.client.create(name, size_bytes, **options) as fill,
+        session.bulk_client.create(name, size_bytes, **options) as fill,
         bytes_bar(name, size_bytes, is_quiet=session.out.is_json) as advance,
     ):
         fill.buffer[: len(first)] = first
@@ -208,12 +208,12 @@ def cat(session: Session, name: Name) -> None:
     """Write a cube's payload to standard output, byte for byte."""
     stat = session.call(StatCube(name=name))
     if session.out.is_json:
-        session.out.record(_document(name, session.client.read(name)), "")
+        session.out.record(_document(name, session.bulk_client.read(name)), "")
     elif stat.size_bytes <= session.client.session.call_by_value_bytes:
         sys.stdout.buffer.write(session.client.read(name))
     else:
         with (
-            session.client.map(name) as mapping,
+            session.bulk_client.map(name) as mapping,
             memoryview(mapping) as view,
             bytes_bar(name, len(view), is_quiet=sys.stdout.isatty()) as advance,
         ):

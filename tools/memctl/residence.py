@@ -8,7 +8,7 @@ from typing import Annotated, Final
 
 import typer
 
-from libmem.abi.calls import Evict, Explain, Info, Log, MigrateCube
+from libmem.abi.calls import Evict, Explain, Log, MigrateCube
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.structs import Decision, TierName, Value
 from memosd.tools.memctl.command import Session, command
@@ -58,11 +58,11 @@ def pin(
     A pin belongs to its session: it goes with this command, however it ends.
     """
     end = None if seconds is None else time.monotonic() + seconds
-    with session.client.pin(name) as held:
+    with session.bulk_client.pin(name) as held:
         session.out.event({"name": name, "is_pinned": True}, f"{name}: pinned")
         while (left := _left(end)) > 0:
             time.sleep(left)
-            session.call(Info())  # libmem notices a restart at a call, and pins again
+            session.bulk_client.info()  # libmem notices a restart at a call, and pins again
             if not held.is_held:
                 raise MemError(Errno.ESTALE, "the daemon was restarted: the pin is gone", cube=name)
     session.out.record({"name": name, "is_pinned": False}, f"{name}: let go")
@@ -73,7 +73,7 @@ def _left(end: float | None) -> float:
     return _HEARTBEAT_S if end is None else min(_HEARTBEAT_S, end - time.monotonic())
 
 
-class Explained(Value):
+class Explained(Value, frozen=True):
     """A decision and the cube it was about."""
 
     name: str

@@ -13,7 +13,7 @@ from tests.drivers.memory import Memory, raises
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_is_left")
 
-KEY = (bytes(16), 1)
+KEY = bytes(16)
 CONTENT = b"some words that matter"
 
 

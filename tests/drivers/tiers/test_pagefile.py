@@ -16,7 +16,7 @@ from tests.drivers.memory import Memory, raises, stored_bytes
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_is_left")
 
-KEY = (bytes.fromhex("00112233445566778899aabbccddeeff"), 258)
+KEY = bytes.fromhex("00112233445566778899aabbccddeeff")
 SIZES = [0, 1, 4095, 4096, 4097, PAGE_BYTES, PAGE_BYTES + 1, 2 * PAGE_BYTES + 5]
 
 
@@ -40,12 +40,11 @@ def test_the_format_is_this_byte_by_byte(memory: Memory) -> None:
         b"MEMOSPG1"
         + (1).to_bytes(4, "little")
         + (1 << 20).to_bytes(4, "little")
-        + KEY[0]
-        + (258).to_bytes(8, "little")
+        + KEY
         + len(content).to_bytes(8, "little")
         + digests
     )
-    footer = (80).to_bytes(8, "little") + xxhash.xxh3_128_digest(trailer) + b"MEMOSEND"
+    footer = (72).to_bytes(8, "little") + xxhash.xxh3_128_digest(trailer) + b"MEMOSEND"
     assert whole(written(memory, content)) == content.ljust(padded, b"\0") + trailer + footer
 
 
@@ -123,8 +122,8 @@ def test_a_file_with_more_at_its_end_is_refused(memory: Memory) -> None:
     [
         (8, struct.pack("<I", 2), "format 2"),
         (12, struct.pack("<I", 1 << 21), "pages of 2097152"),
-        (40, struct.pack("<Q", 4097), "by its trailer"),
-        (40, struct.pack("<Q", (1 << 64) - 1), "by its trailer"),
+        (32, struct.pack("<Q", 4097), "by its trailer"),
+        (32, struct.pack("<Q", (1 << 64) - 1), "by its trailer"),
     ],
 )
 def test_a_trailer_of_another_kind_is_refused_though_whole(

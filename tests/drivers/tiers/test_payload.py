@@ -121,6 +121,9 @@ def test_short_copies_are_continued(memory: Memory, monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_errors_of_the_system_get_our_numbers(code: int, expected: Errno) -> None:
-    with raises(expected) as caught, payload.os_errors("page file x"):
+    def fail() -> None:
         raise OSError(code, os.strerror(code))
+
+    with raises(expected) as caught, payload.os_errors("page file x"):
+        fail()
     assert caught.value.message == f"page file x: {os.strerror(code)}"

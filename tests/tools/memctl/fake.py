@@ -13,7 +13,7 @@ from unittest import mock
 
 import pytest
 
-from libmem.abi.calls import Call, HelloReply, Shutdown, WriteReply
+from libmem.abi.calls import Call, HelloReply, Info, Shutdown, WriteReply
 from libmem.abi.errors import MemError
 from libmem.abi.structs import (
     Behaviour,
@@ -118,6 +118,9 @@ class FakeClient:
             yield self
         finally:
             self.pins = 0
+
+    def info(self) -> object:
+        return self.call(Info())
 
     def shutdown(self) -> None:
         self.requests.append(Shutdown())
