@@ -67,8 +67,8 @@ class Events:
             timer.cancel()
 
     def _check_retained(self, since: int) -> None:
-        oldest = self._table.oldest_seq()
-        if since > self._table.durable_seq or (oldest and since < oldest - 1):
+        oldest = self._table.oldest_seq
+        if not oldest - 1 <= since <= self._table.durable_seq:
             raise MemError(
                 Errno.ESTALE, "the log does not reach back to that event; list again",
                 oldest_seq=oldest, newest_seq=self._table.durable_seq,

@@ -101,10 +101,10 @@ class Indexer:
 
     async def _open(self) -> None:
         stamp = await self._io.run(self.index.open)
-        newest, oldest = self._table.durable_seq, self._table.oldest_seq()
+        newest, oldest = self._table.durable_seq, self._table.oldest_seq
         self._is_open = True
         self.indexed_seq = stamp
-        if stamp > newest or (newest and stamp < oldest - 1):
+        if not oldest - 1 <= stamp <= newest:
             # It knows more than the table (a restored table), or less than the log can tell.
             await self._io.run(self.index.clear)
             self.indexed_seq = 0

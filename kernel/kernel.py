@@ -41,7 +41,6 @@ from memosd.kernel.wait import detach
 __all__ = ["Gate", "Kernel", "Outside"]
 
 _log = structlog.get_logger("memosd.kernel")
-_TRIM_CHUNK = 2048
 
 
 class Gate(Protocol):
@@ -90,6 +89,8 @@ class Kernel:
         self.fills = Fills(parts, self.cubes, self.pager, self.removal)
         self.events = Events(parts)
         self.indexer = Indexer(parts, self.pager, outside.lexicon, outside.index_io)
+        parts.table.retain_events = parameters.log_retain_events
+        parts.table.log_floor = lambda: self.indexer.indexed_seq
         self.dispatch = Dispatch(self, HANDLERS)
         self.serve = self.dispatch.serve
         self._booted_ns = parts.clock.monotonic_ns()
@@ -108,10 +109,6 @@ class Kernel:
     def _sweep(self) -> None:
         while self.removal.expire() == 256:
             pass
-        table = self.parts.table
-        keep_from = table.durable_seq - self.parts.parameters.log_retain_events
-        # What the index has not seen yet is needed to bring it up to date.
-        table.trim_log(min(keep_from, self.indexer.indexed_seq), _TRIM_CHUNK)
 
     # -- the server's side ---------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ import heapq
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from libmem.abi import failpoints
 from libmem.abi.errors import Errno, MemError
 from memosd.kernel.ports import Changes, Io, Store
 from memosd.kernel.wait import Completion
@@ -173,6 +174,7 @@ class Ledger:
         except MemError as error:
             self._roll_back(error)
             return
+        failpoints.hit("ledger.settle.before")
         self._store.settle()
         self._flushing = {}
         self._durable_generation = self._filling_generation - 1

@@ -9,6 +9,7 @@ that does not match its digest is quarantined and never served. Kernel thread on
 import os
 
 from libmem.abi.errors import Errno, MemError
+from libmem.abi.structs import EventKind
 from memosd.kernel.namespace import Namespace
 from memosd.kernel.pagetable import Cube
 from memosd.kernel.parts import Parts
@@ -129,7 +130,8 @@ class Pager:
 
     def quarantine(self, cube: Cube, error: MemError) -> MemError:
         """Record that a payload is damaged; returns the error to raise."""
-        self._table.quarantine(cube.key, str(error))
+        if self._table.quarantine(cube.key, str(error)):
+            self._table.log(EventKind.QUARANTINE, cube.id, cube.row)
         self._heat.decide(cube.id, "quarantine", str(error), version=cube.version.version)
         return MemError(
             Errno.ECORRUPT,

@@ -7,7 +7,7 @@ descents in mapped memory, and a daemon with a million cubes boots as fast as an
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from libmem.abi.digest import digest_of
@@ -76,6 +76,11 @@ class PageTable:
         """Cache payloads that are in RAM only, and the cube of each."""
         self._reload()
         self._staged_seq = self._durable_seq
+        self.oldest_seq = _first_seq(store)
+        """The first event still retained."""
+        self.retain_events = 1_000_000
+        self.log_floor: Callable[[], int] = lambda: self._durable_seq
+        """Nothing from here on is forgotten: the indexer has yet to see it."""
         ledger.before_stage.append(self._on_stage)
         ledger.on_commit.append(self._on_commit)
         ledger.on_rollback.append(self._on_rollback)
@@ -263,25 +268,16 @@ class PageTable:
             except MemError:
                 continue
 
-    def oldest_seq(self) -> int:
-        """The first event still retained; 0 for an empty log."""
-        for key, _ in self._store.scan("log", b""):
-            return int.from_bytes(key, "big")
-        return 0
-
-    def trim_log(self, before_seq: int, limit: int) -> int:
-        """Forget up to `limit` events older than `before_seq`; returns how many."""
-        end = max(0, before_seq).to_bytes(8, "big")
-        doomed: list[bytes] = []
-        for key, _ in self._store.scan("log", b""):
-            if key >= end or len(doomed) == limit:
-                break
-            doomed.append(key)
-        for key in doomed:
-            self.ledger.delete("log", key)
-        return len(doomed)
+    def _trim_log(self, new_events: int) -> None:
+        """Forget what is older than what is retained, a little faster than events come."""
+        end = min(self._next_seq - self.retain_events, self.log_floor())
+        end = min(end, self.oldest_seq + 2 * new_events)
+        for seq in range(self.oldest_seq, end):
+            self.ledger.delete("log", seq.to_bytes(8, "big"))
+        self.oldest_seq = max(self.oldest_seq, end)
 
     def _on_stage(self) -> None:
+        self._trim_log(self._next_seq - self._staged_seq)
         self._staged_seq = self._next_seq
 
     def _on_commit(self) -> None:
@@ -289,6 +285,7 @@ class PageTable:
 
     def _on_rollback(self, _error: MemError) -> None:
         self._next_seq = self._staged_seq = self._durable_seq
+        self.oldest_seq = _first_seq(self._store)
         self._reload()
 
     def _reload(self) -> None:
@@ -297,6 +294,12 @@ class PageTable:
             key: unseal_value("volatile", key, value)
             for key, value in self._store.scan("volatile", b"")
         }
+
+
+def _first_seq(store: Store) -> int:
+    for key, _ in store.scan("log", b""):
+        return int.from_bytes(key, "big")
+    return 1
 
 
 def _last_seq(store: Store) -> int:

@@ -138,11 +138,10 @@ class Server:
         assert kernel is not None
         self._announce(kernel)
         while not self._is_stopped:
-            has_more = self._drain(kernel)
+            self._drain(kernel)
             kernel.turn()
             # Sending may have swallowed the edge that announced a message: look once more.
-            has_more = has_more or bool(int(self._router.events) & zmq.POLLIN)
-            delay_s = 0.0 if has_more else kernel.parts.timers.next_delay_s()
+            delay_s = 0.0 if self._has_message() else kernel.parts.timers.next_delay_s()
             for fd, _ in self._epoll.poll(delay_s):
                 if fd == self._wakeup.fd:
                     self._wakeup.deliver()
@@ -164,25 +163,25 @@ class Server:
         cubes, sessions = kernel.parts.table.count(), len(kernel.sessions)
         return f"STATUS=serving {cubes} cubes to {sessions} sessions"
 
-    def _drain(self, kernel: Kernel) -> bool:
-        """Serve what has arrived; True when there may be more."""
-        router = self._router
-        for _ in range(_MESSAGES_PER_TURN):
-            try:
-                head = router.recv(zmq.DONTWAIT, copy=False)
-            except zmq.Again:
-                return False
-            self._serve_message(kernel, head)
-        return True
+    def _has_message(self) -> bool:
+        return bool(int(self._router.get(zmq.EVENTS)) & zmq.POLLIN)
 
-    def _serve_message(self, kernel: Kernel, head: zmq.Frame) -> None:
-        body = self._router.recv(zmq.DONTWAIT)
-        surplus = False
-        while self._router.getsockopt(zmq.RCVMORE):
-            self._router.recv(zmq.DONTWAIT)
-            surplus = True
+    def _drain(self, kernel: Kernel) -> None:
+        """Serve what has arrived, up to a turn's share."""
+        for _ in range(_MESSAGES_PER_TURN):
+            if not self._has_message():
+                return
+            self._serve_message(kernel)
+
+    def _serve_message(self, kernel: Kernel) -> None:
+        head = self._router.recv(zmq.DONTWAIT, copy=False)
+        body = self._router.recv(zmq.DONTWAIT, copy=False)
+        last = body
+        while last.more:
+            last = self._router.recv(zmq.DONTWAIT, copy=False)
         peer = self._peer(head.bytes, str(head.get("Peer-Address")))
-        kernel.serve(peer, peer.identity, b"" if surplus else body)
+        # A request is one frame; more of them are none.
+        kernel.serve(peer, peer.identity, body.bytes if last is body else b"")
 
     def _peer(self, routing_id: bytes, address: str) -> ControlPeer:
         peer = self._peers.get(routing_id)

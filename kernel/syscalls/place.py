@@ -27,8 +27,12 @@ async def _held(context: Context, name: str, kind: str) -> tuple[Cube, Resident,
     """Fault a cube in and hold it on the session's behalf: cube, resident, handle."""
     kernel = context.kernel
     kernel.sessions.check_room(context.session, kind)
-    cube, space = kernel.cubes.open(context.who, name)
-    resident = await kernel.pager.fault(cube, space)
+    while True:
+        cube, space = kernel.cubes.open(context.who, name)
+        resident = await kernel.pager.fault(cube, space)
+        # The fault may have waited: what is handed out is what the name means by now.
+        if kernel.cubes.open(context.who, name)[0].key == cube.key:
+            break
     kernel.parts.residents.hold(resident, f"{kind}s")
     number = kernel.grant(
         context.session, kind, resident, lambda: kernel.reclaim.release(resident, f"{kind}s")

@@ -100,6 +100,7 @@ def test_another_payload_than_asked_for_is_never_served(tier: Tier, memory: Memo
         (8, digest_of(b"that one")),
         (7, digest_of(b"this on")),
         (9, digest_of(b"this one\0")),
+        (7, digest_of(b"this one")),
     ]:
         with raises(Errno.ECORRUPT):
             tier.load(KEY, memory.blank(size_bytes), size_bytes, digest)

@@ -179,21 +179,23 @@ class FakeDaemon:
         self._waker.send(b"!")
 
     def _serve(self) -> None:
-        while not self.is_dying:
-            poller = zmq.Poller()
-            roads = [session.road for session in self.live_sessions()]
-            for source in (self._router, self._wake, self._listener, *self._unbound, *roads):
-                poller.register(source, zmq.POLLIN)
-            ready = [source for source, _ in poller.poll()]
+        try:
+            while not self.is_dying:
+                poller = zmq.Poller()
+                roads = [session.road for session in self.live_sessions()]
+                for source in (self._router, self._wake, self._listener, *self._unbound, *roads):
+                    poller.register(source, zmq.POLLIN)
+                ready = [source for source, _ in poller.poll()]
+                with self.seen:
+                    self._turn(ready, roads)
+                    self.seen.notify_all()
+        finally:
             with self.seen:
-                self._turn(ready, roads)
+                self._close()
                 self.seen.notify_all()
-        with self.seen:
-            self._close()
-            self.seen.notify_all()
 
     def _turn(self, ready: list[Any], roads: list[Any]) -> None:
-        descriptors = {source if isinstance(source, int) else source for source in ready}
+        descriptors = {s if isinstance(s, int) else s.fileno() for s in ready}
         if self._wake.fileno() in descriptors:
             self._wake.recv(64)
             todo, self._todo = self._todo, []

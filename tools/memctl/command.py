@@ -9,7 +9,6 @@ returns or raises.
 
 import functools
 import inspect
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ import typer
 
 from libmem.abi.calls import Call
 from libmem.abi.structs import Value
+from memosd.tools.memctl.files import silence_stdout, translate
 from memosd.tools.memctl.output import Output
 
 if TYPE_CHECKING:
@@ -204,8 +204,10 @@ def _session(settings: Settings) -> Iterator[Session]:
         yield session
         sys.stdout.flush()
     except BrokenPipeError:
-        # Nobody reads on. What is buffered must not fail again when the interpreter flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence_stdout()  # nobody reads on
         raise typer.Exit(BROKEN_PIPE_STATUS) from None
+    except OSError as error:  # the user's files are translated where they are read
+        silence_stdout()
+        raise translate(error, "standard output") from None
     finally:
         session.close()

@@ -49,7 +49,7 @@ def _lines(info: InfoReply, glyphs: tuple[str, str]) -> list[Line]:
     facts = [
         ("daemon", f"pid {info.pid}, up {duration(info.uptime_ns)}, epoch {info.epoch:x}"),
         ("data", info.data_dir),
-        ("holds", f"{info.cubes:,} cubes in {info.namespaces} namespaces"),
+        ("holds", f"{info.cubes:,} cubes in {info.namespaces:,} namespaces"),
         ("sessions", str(info.sessions)),
         ("work", f"{info.calls:,} calls, {info.faults:,} faults, {info.evictions:,} evictions"),
         ("memory", f"{human_bytes(info.rss_bytes)} resident, reclaim by {info.policy}"),
@@ -68,7 +68,7 @@ def _tier_lines(tier: TierStat, glyphs: tuple[str, str]) -> list[Line]:
     # What is used at all shows at least one cell: empty must mean empty.
     full = min(_BAR_CELLS, max(round(share * _BAR_CELLS), 1 if tier.used_bytes else 0))
     style = "green" if share < 0.8 else "yellow" if share < 0.95 else "red"
-    detail = [f"{tier.cubes:,} cubes"]
+    detail = [f"{tier.cubes:,} cube" + "s" * (tier.cubes != 1)]
     if tier.pinned_bytes:
         detail.append(f"{human_bytes(tier.pinned_bytes)} pinned")
     if tier.dirty_bytes:

@@ -6,7 +6,6 @@ Called by `main` only.
 """
 
 import sys
-from pathlib import Path
 from typing import Final
 
 import typer
@@ -17,7 +16,7 @@ from memosd.tools.memctl.command import Settings
 from memosd.tools.memctl.output import json_line
 from memosd.tools.memctl.units import printable
 
-__all__ = ["INTERRUPTED_STATUS", "USAGE_STATUS", "report_error", "report_usage", "translate"]
+__all__ = ["INTERRUPTED_STATUS", "USAGE_STATUS", "report_error", "report_usage"]
 
 USAGE_STATUS: Final = 64
 INTERRUPTED_STATUS: Final = 130
@@ -67,15 +66,6 @@ def report_usage(error: typer.TyperException, settings: Settings) -> int:
         path = context.command_path if context is not None else "memctl"
         print(f"hint: `{path} --help` shows how it is called", file=sys.stderr)
     return USAGE_STATUS
-
-
-def translate(error: OSError, path: str | Path) -> MemError:
-    """The MemError for a failed operation on the user's own file `path`."""
-    try:
-        errno = Errno(error.errno or 0)
-    except ValueError:
-        errno = Errno.EIO
-    return MemError(errno, f"{path}: {error.strerror}")
 
 
 def _hint(error: MemError, settings: Settings) -> str:

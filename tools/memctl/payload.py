@@ -4,16 +4,9 @@ Small payloads go by value, large ones through memory shared with the daemon: a 
 straight into the cube's own frame, a cube is written straight from its mapping.
 """
 
-import os
-import shutil
-import stat as modes
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 import typer
@@ -24,7 +17,7 @@ from libmem.abi.limits import PRIORITY_MAX
 from libmem.abi.structs import CubeType, Descriptive, Governance
 from memosd.tools.memctl.command import Session, command
 from memosd.tools.memctl.cubes import ExpectVersion, Name
-from memosd.tools.memctl.failure import translate
+from memosd.tools.memctl.files import Source, opened, write_out
 from memosd.tools.memctl.output import plain
 from memosd.tools.memctl.progress import bytes_bar
 from memosd.tools.memctl.units import human_bytes, parse_mode
@@ -33,7 +26,6 @@ __all__ = ["app"]
 
 app: Final = typer.Typer(rich_help_panel="Cubes")
 
-_CHUNK_BYTES: Final = 4 << 20
 _SNIFF_BYTES: Final = 64 << 10
 
 
@@ -69,79 +61,47 @@ class Header:
 @command(app, "put")
 def put(
     session: Session,
-    source: Annotated[str, typer.Argument(metavar="FILE", help="A file, or - for standard input.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A file, or - for standard input.")],
     name: Name,
     header: Header,
 ) -> None:
     """Store a file as a cube's next version."""
-    with _opened(source) as (stream, size_bytes):
-        options = _options(session, source, name, header)
-        first = _read(stream, source, min(size_bytes, _SNIFF_BYTES))
+    with opened(file) as source:
+        options = _options(session, file, name, header)
+        first = source.read(min(source.size_bytes, _SNIFF_BYTES))
         if header.cube_type is None:
-            _check_text(first, source, is_whole=size_bytes <= _SNIFF_BYTES)
-        if size_bytes <= session.client.session.call_by_value_bytes:
-            payload = first + _read(stream, source, size_bytes - len(first))
+            _check_text(first, source)
+        if source.size_bytes <= session.client.session.call_by_value_bytes:
+            payload = first + source.read(source.size_bytes - len(first))
             reply = session.call(WriteCube(name=name, payload=payload, **options), is_slow=True)
         else:
-            reply = _fill(session, name, size_bytes, options, (source, stream, first))
+            reply = _fill(session, name, options, (first, source))
     session.out.record(
-        {"name": name, "size_bytes": size_bytes, **plain(reply)},
-        f"{name}@v{reply.version}  {human_bytes(size_bytes)}",
+        {"name": name, "size_bytes": source.size_bytes, **plain(reply)},
+        f"{name}@v{reply.version}  {human_bytes(source.size_bytes)}",
     )
 
 
-@contextmanager
-def _opened(source: str) -> Iterator[tuple[BinaryIO, int]]:
-    """The stream at its beginning and its size. Errors: those of opening the file."""
-    if source != "-":
-        try:
-            stream = Path(source).open("rb")  # noqa: SIM115 - closed below
-        except OSError as error:
-            raise translate(error, source) from None
-        with stream:
-            yield stream, os.fstat(stream.fileno()).st_size
-        return
-    status = os.fstat(sys.stdin.fileno())
-    if modes.S_ISREG(status.st_mode):  # memctl put - /a/b < file
-        yield sys.stdin.buffer, status.st_size - sys.stdin.buffer.tell()
-        return
-    # A frame is asked for by its size, which a pipe does not tell before its end.
-    with tempfile.TemporaryFile() as spool:
-        shutil.copyfileobj(sys.stdin.buffer, spool, _CHUNK_BYTES)
-        size_bytes = spool.tell()
-        spool.seek(0)
-        yield spool, size_bytes
-
-
-def _read(stream: BinaryIO, source: str, length_bytes: int) -> bytes:
-    """Exactly so many bytes. Errors: EIO when the file became shorter, or cannot be read."""
-    try:
-        chunk = stream.read(length_bytes)
-    except OSError as error:
-        raise translate(error, source) from None
-    if len(chunk) != length_bytes:
-        raise MemError(Errno.EIO, f"{source}: became shorter while it was read")
-    return chunk
-
-
-def _check_text(first: bytes, source: str, *, is_whole: bool) -> None:
+def _check_text(first: bytes, source: Source) -> None:
     """Errors: EILSEQ, before anything is sent, for what is clearly no text."""
     try:
         first.decode()
     except UnicodeDecodeError as error:
-        if not is_whole and error.end == len(first) and error.reason == "unexpected end of data":
-            return  # a character that goes on behind the part that was looked at
-        raise MemError(Errno.EILSEQ, f"{source}: not UTF-8 text at byte {error.start}") from None
+        goes_on = error.end == len(first) < source.size_bytes
+        if goes_on and error.reason == "unexpected end of data":
+            return  # a character across the border of what was looked at
+        text = f"{source.name}: not UTF-8 text at byte {error.start}"
+        raise MemError(Errno.EILSEQ, text) from None
 
 
-def _options(session: Session, source: str, name: str, header: Header) -> dict[str, Any]:
+def _options(session: Session, file: str, name: str, header: Header) -> dict[str, Any]:
     """What WriteCube and CreateCube have in common."""
-    is_json = header.cube_type in {None, CubeType.PLAINTEXT} and source.endswith(".json")
+    is_json = header.cube_type in {None, CubeType.PLAINTEXT} and file.endswith(".json")
     return {
         "type": header.cube_type or CubeType.PLAINTEXT,
         "descriptive": Descriptive(
             title=header.title,
-            origin="" if source == "-" else source,
+            origin="" if file == "-" else file,
             media_type=header.media_type or ("application/json" if is_json else ""),
             tags=tuple(header.tag or ()),
         ),
@@ -169,57 +129,38 @@ def _governance(session: Session, name: str, header: Header) -> Governance | Non
 
 
 def _fill(
-    session: Session,
-    name: str,
-    size_bytes: int,
-    options: dict[str, Any],
-    stream: tuple[str, BinaryIO, bytes],
+    session: Session, name: str, options: dict[str, Any], content: tuple[bytes, Source]
 ) -> WriteReply:
-    """Read the rest of the stream into the new cube's memory and seal it."""
-    source, rest, first = stream
+    """Read the source into the new cube's own memory and seal it; `first` was read before."""
+    first, source = content
     with (
-        session.bulk_client.create(name, size_bytes, **options) as fill,
-        bytes_bar(name, size_bytes, is_quiet=session.out.is_json) as advance,
+        session.bulk_client.create(name, source.size_bytes, **options) as fill,
+        bytes_bar(name, source.size_bytes, is_quiet=session.out.is_json) as advance,
     ):
         fill.buffer[: len(first)] = first
-        at = len(first)
-        advance(at)
-        while at < size_bytes:
-            done = _read_into(rest, source, fill.buffer[at : at + _CHUNK_BYTES])
-            at += done
-            advance(done)
-    assert fill.result is not None
+        advance(len(first))
+        with fill.buffer[len(first) :] as room:
+            source.read_into(room, advance)
+    if fill.result is None:
+        raise MemError(Errno.EIO, f"{name}: was not sealed")
     return fill.result
-
-
-def _read_into(stream: BinaryIO, source: str, room: memoryview) -> int:
-    """At least one byte. Errors: EIO when the file became shorter, or cannot be read."""
-    try:
-        done = stream.readinto(room)  # type: ignore[attr-defined]
-    except OSError as error:
-        raise translate(error, source) from None
-    if not done:
-        raise MemError(Errno.EIO, f"{source}: became shorter while it was read")
-    return int(done)
 
 
 @command(app, "cat")
 def cat(session: Session, name: Name) -> None:
     """Write a cube's payload to standard output, byte for byte."""
-    stat = session.call(StatCube(name=name))
+    size_bytes = session.call(StatCube(name=name)).size_bytes
     if session.out.is_json:
         session.out.record(_document(name, session.bulk_client.read(name)), "")
-    elif stat.size_bytes <= session.client.session.call_by_value_bytes:
-        sys.stdout.buffer.write(session.client.read(name))
+    elif size_bytes <= session.client.session.call_by_value_bytes:
+        write_out(memoryview(session.client.read(name)), lambda _done: None)
     else:
         with (
             session.bulk_client.map(name) as mapping,
             memoryview(mapping) as view,
             bytes_bar(name, len(view), is_quiet=sys.stdout.isatty()) as advance,
         ):
-            for at in range(0, len(view), _CHUNK_BYTES):
-                advance(sys.stdout.buffer.write(view[at : at + _CHUNK_BYTES]))
-    sys.stdout.buffer.flush()
+            write_out(view, advance)
 
 
 def _document(name: str, payload: bytes) -> dict[str, object]:

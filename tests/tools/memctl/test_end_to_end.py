@@ -202,11 +202,12 @@ def test_the_store_is_sound(world: World) -> None:
 
 
 @pytest.mark.slow
-def test_a_reader_that_goes_away_is_no_error(world: World) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_goes_away_is_no_error(world: World, unbuffered: str) -> None:
     world.json("put", "-", "/notes/long", "--type", "blob", stdin=bytes(4 << 20))
     with subprocess.Popen(
         [*MEMCTL, "cat", "/notes/long"],
-        env=world.environment,
+        env={**world.environment, "PYTHONUNBUFFERED": unbuffered},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as cat:
@@ -216,6 +217,23 @@ def test_a_reader_that_goes_away_is_no_error(world: World) -> None:
         cat.stdout.close()
         assert cat.stderr.read() == b""
         assert cat.wait(PATIENCE_S) == 141
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_is_told(world: World) -> None:
+    world.json("put", "-", "/notes/short", stdin=b"x")
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [*MEMCTL, "cat", "/notes/short"],
+            env=world.environment,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert done.returncode == Errno.ENOSPC
+    assert done.stderr.startswith(b"memctl: ENOSPC: standard output: ")
+    assert b"Traceback" not in done.stderr
 
 
 @pytest.mark.slow
