@@ -73,6 +73,8 @@ class IoPool:
     def _serve(self) -> None:
         while (work := self._queue.get()) is not None:
             work()
+            # An idle thread would keep what it worked on last: a view of freed memory, say.
+            del work
 
     def run(self, work: Callable[..., T], *args: Any) -> Completion[T]:
         """Start `work(*args)`; the completion is resolved by `Wakeup.deliver`."""

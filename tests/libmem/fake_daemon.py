@@ -10,7 +10,7 @@ import socket
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,17 @@ from libmem.abi.wire import (
 )
 from tests.libmem.fake_kernel import FakeKernel, FakeSession
 
-__all__ = ["FakeDaemon", "Incoming", "die", "die_after", "hold", "refuse", "silent"]
+__all__ = [
+    "Action",
+    "FakeDaemon",
+    "Incoming",
+    "die",
+    "die_after",
+    "hold",
+    "refuse",
+    "running",
+    "silent",
+]
 
 PATIENCE_S = 20.0
 """How long a test waits for what must happen; only a failing test takes that long."""
@@ -51,6 +61,7 @@ class Incoming:
 
 
 Action = Callable[["FakeDaemon", Incoming], None]
+"""What to do with one request; runs on the daemon's thread."""
 
 
 class FakeDaemon:
@@ -162,6 +173,10 @@ class FakeDaemon:
             frame = encode_error(incoming.seq, self.epoch, result)
         else:
             frame = encode_reply(incoming.seq, self.epoch, result)
+        self.send_frame(incoming, frame)
+
+    def send_frame(self, incoming: Incoming, frame: bytes) -> None:
+        """Send whatever bytes as the reply."""
         self._router.send_multipart([incoming.routing_id, frame])
 
     def hold(self, incoming: Incoming) -> None:
@@ -176,7 +191,8 @@ class FakeDaemon:
 
     def _on_thread(self, work: Callable[[], None]) -> None:
         self._todo.append(work)
-        self._waker.send(b"!")
+        with suppress(OSError):  # it died by a script already
+            self._waker.send(b"!")
 
     def _serve(self) -> None:
         try:

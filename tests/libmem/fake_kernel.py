@@ -71,7 +71,7 @@ class FakeKernel:
             c.PinCube: self._pin, c.UnpinCube: self._unpin,
             c.UnlinkCube: self._unlink, c.Readdir: self._readdir, c.HistoryCube: self._history,
             c.Watch: self._watch, c.Batch: self._batch, c.Evict: self._evict,
-            c.MakeNamespace: self._make_namespace,
+            c.MakeNamespace: self._make_namespace, c.Info: self._info,
         }  # fmt: skip
 
     def perform(self, session: FakeSession, args: Any) -> Value:
@@ -201,6 +201,13 @@ class FakeKernel:
 
     def _make_namespace(self, _: FakeSession, args: c.MakeNamespace) -> NamespaceStat:
         return NamespaceStat(args.name, 0, 0, args.mode or 0o700, 1, Quota(), Usage())
+
+    def _info(self, _: FakeSession, args: c.Info) -> c.InfoReply:
+        return c.InfoReply(
+            server="fake", epoch=1, pid=os.getpid(), uptime_ns=0, sessions=0, namespaces=0,
+            cubes=len(self.cubes), tiers=(), log_seq=len(self.events), indexed_seq=0, calls=0,
+            faults=0, evictions=0, rss_bytes=0, data_dir="", policy="", indexer="",
+        )  # fmt: skip
 
     def _batch(self, session: FakeSession, args: c.Batch) -> c.BatchReply:
         items = []

@@ -28,6 +28,7 @@ _READY_S: Final = 120.0
 """A store this slow to open has missed every bar long before."""
 
 _STOP_S: Final = 120.0
+_SETTLE_S: Final = 600.0
 
 
 class Daemon:
@@ -86,8 +87,19 @@ class Daemon:
             self._process.wait()
             self._process = None
 
-    def connect(self) -> libmem.Client:
-        return libmem.connect(self.runtime_dir)
+    def connect(self, timeout_s: float = 10.0) -> libmem.Client:
+        return libmem.connect(self.runtime_dir, timeout_s=timeout_s)
+
+    def settle(self) -> float:
+        """Wait until the index knows all that was written; the seconds that took.
+
+        A write does not wait for the index and a search does, so the index is the part of
+        writing that a rate alone would hide. Nothing is left to do in the background afterwards.
+        """
+        with self.connect(timeout_s=_SETTLE_S) as client:
+            before = time.perf_counter()
+            client.search("settled")
+            return time.perf_counter() - before
 
     def _options(self) -> list[str]:
         return ["--data-dir", str(self.data_dir), "--runtime-dir", str(self.runtime_dir)]

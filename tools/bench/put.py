@@ -1,8 +1,10 @@
 """`put`: what group commit makes of many durable writes.
 
-Ours are 512-byte notes, indexed and on disk before each reply: from many clients at once, each a
-process with a session of its own and one write outstanding, and from one client in batches. The
-peer is LMDB, alone on the same file system, with one synced transaction per value of that size.
+Ours are 512-byte notes, on disk before each reply: from many clients at once, each with a session
+of its own and one write outstanding, and from one client in batches. The peer is LMDB, alone on
+the same file system, with one synced transaction per value of that size. The index follows the
+writes, so after each round it is waited for: the next round, and the peer, find an idle daemon,
+and what writing costs until all is searchable is a field of its own.
 """
 
 import random
@@ -10,7 +12,8 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -44,6 +47,8 @@ class Plan:
     seconds: float
     """Of each way to write, in one round."""
     clients: int = 32
+    processes: int = 2
+    """Among which the clients are divided evenly."""
     batch: int = 64
 
 
@@ -59,6 +64,27 @@ class Burst(NamedTuple):
     end_s: float
 
 
+class Round(NamedTuple):
+    """All bursts of one side at the same time, and what the index still had to do then."""
+
+    bursts: list[Burst]
+    settle_s: float = 0.0
+
+    def per_s(self) -> float:
+        """Writes per second, from the first writer's begin to the last one's end."""
+        return self._writes() / self._span_s()
+
+    def settled_per_s(self) -> float:
+        """Writes per second until all of them were searchable."""
+        return self._writes() / (self._span_s() + self.settle_s)
+
+    def _writes(self) -> int:
+        return sum(burst.writes for burst in self.bursts)
+
+    def _span_s(self) -> float:
+        return max(each.end_s for each in self.bursts) - min(each.begin_s for each in self.bursts)
+
+
 Write = Callable[[int], int]
 """Write something under this number and return how many values that were."""
 
@@ -69,19 +95,20 @@ def measure(plan: Plan, directory: Path) -> Report:
         daemon.start()
         with daemon.connect() as client:
             client.make_namespace(_NAMESPACE)
-            each = [(daemon.runtime_dir, who) for who in range(plan.clients)]
+            share = plan.clients // plan.processes
+            each = [(daemon.runtime_dir, at, share) for at in range(0, plan.clients, share)]
             batcher = _Writer(_batches(client, plan.clients, plan.batch))
-            with workers(_single_notes, *each) as crowd, _lmdb(directory) as peer:
+            with workers(_some_clients, *each) as crowd, _lmdb(directory) as peer:
                 rounds = interleave(
                     plan.rounds,
-                    lambda: _together(crowd, plan.seconds),
-                    lambda: [batcher(plan.seconds)],
-                    lambda: [peer(plan.seconds)],
+                    lambda: Round(_together(crowd, plan.seconds), daemon.settle()),
+                    lambda: Round([batcher(plan.seconds)], daemon.settle()),
+                    lambda: Round([peer(plan.seconds)]),
                 )
             written = [
-                sum(bursts[who].writes for bursts in rounds[0]) for who in range(plan.clients)
+                sum(turn.bursts[who].writes for turn in rounds[0]) for who in range(plan.clients)
             ]
-            written.append(sum(bursts[0].writes for bursts in rounds[1]))
+            written.append(sum(turn.bursts[0].writes for turn in rounds[1]))
             _verify(client, written)
         daemon.stop()
     return _report(plan, rounds, sum(written))
@@ -112,16 +139,30 @@ def _note(who: int, number: int) -> str:
 
 
 @contextmanager
-def _single_notes(runtime_dir: Path, who: int) -> Iterator[_Writer]:
-    """A client of its own process: one durable note per call."""
-    with libmem.connect(runtime_dir) as client:
+def _some_clients(
+    runtime_dir: Path, first: int, count: int
+) -> Iterator[Callable[[float], list[Burst]]]:
+    """Clients with a thread and a session each: one durable note per call."""
+    with ExitStack() as stack:
+        numbers = range(first, first + count)
+        clients = [stack.enter_context(libmem.connect(runtime_dir)) for _ in numbers]
+        writers = [
+            _Writer(_singles(client, who)) for client, who in zip(clients, numbers, strict=True)
+        ]
+        threads = stack.enter_context(ThreadPoolExecutor(count))
+        _note(first, 0)  # loads the text
+        yield lambda seconds: list(threads.map(lambda writer: writer(seconds), writers))
 
-        def write(number: int) -> int:
-            text = _note(who, number)
-            client.write(_name(who, number), text, durability=Durability.DURABLE)
-            return 1
 
-        yield _Writer(write)
+def _singles(client: libmem.Client, who: int) -> Write:
+    """Durable notes, one per call."""
+
+    def write(number: int) -> int:
+        text = _note(who, number)
+        client.write(_name(who, number), text, durability=Durability.DURABLE)
+        return 1
+
+    return write
 
 
 def _batches(client: libmem.Client, who: int, size: int) -> Write:
@@ -165,7 +206,7 @@ def _lmdb(directory: Path) -> Iterator[_Writer]:
 def _together(crowd: Sequence[Worker], seconds: float) -> list[Burst]:
     for worker in crowd:
         worker.send(seconds)
-    return [worker.result() for worker in crowd]
+    return [burst for worker in crowd for burst in worker.result()]
 
 
 def _verify(client: libmem.Client, written: Sequence[int]) -> None:
@@ -189,14 +230,9 @@ def _verify(client: libmem.Client, written: Sequence[int]) -> None:
         raise MemError(Errno.EIO, f"the search for note {number_word} did not find it")
 
 
-def _rate(bursts: Sequence[Burst]) -> float:
-    """Writes per second, from the first writer's begin to the last one's end."""
-    span_s = max(burst.end_s for burst in bursts) - min(burst.begin_s for burst in bursts)
-    return sum(burst.writes for burst in bursts) / span_s
-
-
-def _report(plan: Plan, rounds: Sequence[Sequence[Sequence[Burst]]], written: int) -> Report:
-    group, batch, synced = ([_rate(bursts) for bursts in side] for side in rounds)
+def _report(plan: Plan, rounds: Sequence[Sequence[Round]], written: int) -> Report:
+    group, batch, synced = ([turn.per_s() for turn in side] for side in rounds)
+    group_settled, batch_settled = ([turn.settled_per_s() for turn in side] for side in rounds[:2])
     crowd = f"{plan.clients} clients, one {_NOTE_BYTES}-byte note in flight each"
     return Report(
         "put",
@@ -206,9 +242,12 @@ def _report(plan: Plan, rounds: Sequence[Sequence[Sequence[Burst]]], written: in
             row("group_per_s", sample(group), crowd),
             row("batch_per_s", sample(batch), f"one client, batches of {plan.batch}"),
             row("lmdb_sync_per_s", sample(synced), "LMDB, a synced transaction per value"),
+            row("group_settled_per_s", sample(group_settled), "clients, until all is searchable"),
+            row("batch_settled_per_s", sample(batch_settled), "batches, until all is searchable"),
         ),
         (
-            f"{plan.clients} clients = {plan.clients} processes, each with one synchronous session",
+            f"{plan.clients} clients in {plan.processes} processes, each with a thread, a session "
+            "and sockets of its own, and one synchronous call at a time",
             f"{plan.rounds} rounds of {plan.seconds:g} s each, alternating; ratios per round",
             f"{written:,} notes counted, {_READ_BACK} of them read back equal, the last one found",
         ),

@@ -4,6 +4,7 @@ Owns the story: each step lets other processes act, says what they did and verif
 status 1 when anything is not as told. Entry point: `python -m memosd.tools.demo`.
 """
 
+import signal
 import sys
 import time
 from typing import Final
@@ -25,7 +26,7 @@ _THOUGHTS: Final = "/workshop/thoughts"
 _ENOUGH_THOUGHTS: Final = 400
 _QUERIES: Final = {
     "patent license": ("patent", "license"),
-    "warranty of merchantability": ("warrant", "merchantability"),
+    "warranty of merchantability": ("warrant", "merchant"),
     "modify the source code": ("modif", "source"),
 }
 """Queries, and the words (or stems) that the best hit must therefore hold."""
@@ -267,4 +268,6 @@ def _stop(stage: Stage) -> None:
 
 
 if __name__ == "__main__":
+    # So that a demo which is told to end takes its daemon and its directory along.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

@@ -65,8 +65,10 @@ class Actor:
 
     def result(self) -> dict[str, Any]:
         """The last thing it says."""
-        *_, last = self.lines()
-        return last
+        said = list(self.lines())
+        if not said:
+            raise MemError(Errno.EIO, f"{self.role} (pid {self.pid}) said nothing")
+        return said[-1]
 
     def kill(self) -> None:
         """End it, however far it came."""
@@ -145,10 +147,13 @@ class Stage:
         self._daemon.wait()
 
     def stop_daemon(self) -> int:
-        """Ask it to end, as an administrator would; its exit status."""
+        """Ask it to end, as an administrator would; its exit status. Errors: ETIMEDOUT."""
         assert self._daemon is not None
         self._daemon.terminate()
-        return self._daemon.wait(_READY_S)
+        try:
+            return self._daemon.wait(_READY_S)
+        except subprocess.TimeoutExpired:
+            raise MemError(Errno.ETIMEDOUT, f"it did not end within {_READY_S} s") from None
 
     def actor(self, role: str, *arguments: str) -> Actor:
         """Start another process in a role of actors.py."""

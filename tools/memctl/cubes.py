@@ -16,7 +16,7 @@ from libmem.abi.structs import NamespaceStat, Stat, Value
 from memosd.tools.memctl.command import Session, command
 from memosd.tools.memctl.completion import complete_cube
 from memosd.tools.memctl.output import Column, plain
-from memosd.tools.memctl.units import human_bytes, local_time, mode_text, printable
+from memosd.tools.memctl.units import counted, human_bytes, local_time, mode_text, printable
 
 __all__ = ["ExpectVersion", "Name", "app", "owner"]
 
@@ -102,7 +102,7 @@ def _type(entry: Entry) -> str:
         case Stat():
             return str(entry.type)
         case NamespaceStat():
-            return f"{entry.usage.cubes} cubes"
+            return counted(entry.usage.cubes, "cube")
     return "-"
 
 
@@ -238,8 +238,8 @@ def _facts(stat: Stat) -> list[tuple[str, str]]:
         ("parents", ", ".join(stat.parents)),
         ("attributes", ", ".join(f"{key}={plain(it)}" for key, it in stat.attributes.items())),
         ("reads", f"{seen.reads}, mapped {seen.maps}, last {local_time(seen.last_access_ns)}"),
-        ("faults", f"{seen.faults}, evictions {seen.evictions}"),
-        ("held by", f"{stat.pins} pins, {stat.maps} mappings"),
+        ("faults", f"{seen.faults}, {counted(seen.evictions, 'eviction')}"),
+        ("held by", f"{counted(stat.pins, 'pin')}, {counted(stat.maps, 'mapping')}"),
         ("state", "QUARANTINED: never served" if stat.is_quarantined else ""),
     ]
 
@@ -296,7 +296,5 @@ def rm(
     """
     for name in names:
         reply = session.call(UnlinkCube(name=name, expected_version=expect_version))
-        session.out.record(
-            {"name": name, **plain(reply)},
-            f"removed {name}: {reply.versions} versions, {human_bytes(reply.freed_bytes)}",
-        )
+        freed = f"{counted(reply.versions, 'version')}, {human_bytes(reply.freed_bytes)}"
+        session.out.record({"name": name, **plain(reply)}, f"removed {name}: {freed}")

@@ -10,7 +10,7 @@ from libmem.abi.errors import Errno
 from libmem.abi.structs import Finding, TierStat
 from memosd.tools.memctl.command import Session, command
 from memosd.tools.memctl.progress import counter
-from memosd.tools.memctl.units import duration, human_bytes, printable
+from memosd.tools.memctl.units import counted, duration, human_bytes, printable
 
 __all__ = ["app"]
 
@@ -41,19 +41,23 @@ def _panel(session: Session, info: InfoReply) -> None:
     from rich.text import Text
 
     body = Text("\n").join(Text.assemble(*line) for line in _lines(info, ("█", "░")))
-    session.out.render(Panel(body, title=f"memosd {info.server}", expand=False, padding=(1, 2)))
+    session.out.render(Panel(body, title=info.server, expand=False, padding=(1, 2)))
 
 
 def _lines(info: InfoReply, glyphs: tuple[str, str]) -> list[Line]:
     lag = info.log_seq - info.indexed_seq
+    work = ((info.calls, "call"), (info.faults, "fault"), (info.evictions, "eviction"))
     facts = [
-        ("daemon", f"pid {info.pid}, up {duration(info.uptime_ns)}, epoch {info.epoch:x}"),
+        ("daemon", f"pid {info.pid}, up {duration(info.uptime_ns)}, epoch {info.epoch}"),
         ("data", info.data_dir),
-        ("holds", f"{info.cubes:,} cubes in {info.namespaces:,} namespaces"),
+        ("holds", f"{counted(info.cubes, 'cube')} in {counted(info.namespaces, 'namespace')}"),
         ("sessions", str(info.sessions)),
-        ("work", f"{info.calls:,} calls, {info.faults:,} faults, {info.evictions:,} evictions"),
+        ("work", ", ".join(counted(number, noun) for number, noun in work)),
         ("memory", f"{human_bytes(info.rss_bytes)} resident, reclaim by {info.policy}"),
-        ("index", f"{info.indexer}, " + (f"{lag:,} events behind" if lag else "up to date")),
+        (
+            "index",
+            f"{info.indexer}, " + (f"{counted(lag, 'event')} behind" if lag else "up to date"),
+        ),
     ]
     lines: list[Line] = [[(f"{title:<9} ", "dim"), (printable(text), "")] for title, text in facts]
     lines.append([("", "")])
@@ -68,7 +72,7 @@ def _tier_lines(tier: TierStat, glyphs: tuple[str, str]) -> list[Line]:
     # What is used at all shows at least one cell: empty must mean empty.
     full = min(_BAR_CELLS, max(round(share * _BAR_CELLS), 1 if tier.used_bytes else 0))
     style = "green" if share < 0.8 else "yellow" if share < 0.95 else "red"
-    detail = [f"{tier.cubes:,} cube" + "s" * (tier.cubes != 1)]
+    detail = [counted(tier.cubes, "cube")]
     if tier.pinned_bytes:
         detail.append(f"{human_bytes(tier.pinned_bytes)} pinned")
     if tier.dirty_bytes:

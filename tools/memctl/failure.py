@@ -57,7 +57,8 @@ def report_error(error: MemError, settings: Settings) -> int:
 
 def report_usage(error: typer.TyperException, settings: Settings) -> int:
     """Print what is wrong with the command line and return the exit status."""
-    message = error.format_message()
+    # typer checks values with pydantic, whose prefix tells people nothing.
+    message = error.format_message().replace("Value error, ", "")
     if settings.is_json:
         print(json_line({"error": "USAGE", "errno": 0, "message": message}), file=sys.stderr)
     elif message:
@@ -69,6 +70,10 @@ def report_usage(error: typer.TyperException, settings: Settings) -> int:
 
 
 def _hint(error: MemError, settings: Settings) -> str:
+    if error.errno is Errno.ENOENT and "namespace" in error.detail:
+        return (
+            f"`memctl ls` shows the namespaces, `memctl mkns {error.detail['namespace']}` makes it"
+        )
     if error.errno is not Errno.ECONNREFUSED:
         return _HINTS.get(error.errno, "")
     tried = settings.runtime_dir or find_runtime_dir()

@@ -11,6 +11,7 @@ from typing import Final
 from libmem.abi.errors import Errno, MemError
 
 __all__ = [
+    "counted",
     "duration",
     "human_bytes",
     "local_time",
@@ -57,6 +58,11 @@ def mode_text(mode: int) -> str:
     return "".join(
         letter if mode & (0o400 >> place) else "-" for place, letter in enumerate("rwxrwxrwx")
     )
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 cube`, `1,234 cubes`; for nouns that take an s."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def local_time(time_ns: int, timespec: str = "seconds") -> str:

@@ -138,6 +138,16 @@ def test_a_trailer_of_another_kind_is_refused_though_whole(
     assert said in caught.value.message
 
 
+def test_a_trailer_with_more_digests_than_pages_is_refused_though_whole(memory: Memory) -> None:
+    image = whole(written(memory, b"words"))
+    trailer = image[4096:-32] + bytes(16)
+    footer = struct.pack("<Q16s8s", len(trailer), xxhash.xxh3_128_digest(trailer), b"MEMOSEND")
+    forged = image[: 4096 - 16] + trailer + footer
+    assert len(forged) == len(image)
+    with raises(Errno.ECORRUPT):
+        pagefile.read_trailer(memory.holding(forged))
+
+
 def test_a_sparse_payload_is_a_sparse_file(memory: Memory) -> None:
     size_bytes = 64 * PAGE_BYTES
     fd = memory.blank(0)

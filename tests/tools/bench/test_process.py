@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from libmem.abi.errors import Errno, MemError
-from memosd.tools.bench.process import Worker, workers
+from memosd.tools.bench.process import Worker, on_core, workers
 
 
 @contextmanager
@@ -19,6 +19,8 @@ def body(place: Path) -> Iterator[Callable[[str], object]]:
             raise MemError(Errno.ENOSPC, "full", need_bytes=7)
         if order == "die":
             os._exit(3)
+        if order == "cores":
+            return os.sched_getaffinity(0)
         return os.getpid()
 
     try:
@@ -56,3 +58,24 @@ def test_a_death_is_an_error_with_its_status(tmp_path: Path) -> None:
         assert caught.value.detail == {"status": 3}
         with pytest.raises(MemError):
             one.ask("pid")
+
+
+def test_a_process_stays_on_the_core_it_was_started_on(tmp_path: Path) -> None:
+    before = os.sched_getaffinity(0)
+    core = max(before)
+    with on_core(core):
+        placed = Worker(body, tmp_path)
+    assert os.sched_getaffinity(0) == before
+    with placed:
+        assert placed.result() == "ready"
+        assert placed.ask("cores") == {core}
+
+
+def test_a_failed_benchmark_does_not_wait_for_its_processes(tmp_path: Path) -> None:
+    def fail() -> None:
+        with workers(body, (tmp_path,)):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert list(tmp_path.iterdir()) == []  # killed: it came to no end of its own

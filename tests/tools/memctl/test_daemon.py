@@ -38,7 +38,7 @@ SPACE = NamespaceStat(
 def make_info(**changes: Any) -> InfoReply:
     """A daemon's state."""
     facts: dict[str, Any] = {
-        "server": "0.1.0",
+        "server": "memosd 0.1.0",
         "epoch": 255,
         "pid": 4711,
         "uptime_ns": 125 * 10**9,
@@ -64,7 +64,7 @@ def make_info(**changes: Any) -> InfoReply:
 
 def test_status(memctl: Memctl) -> None:
     out = memctl("status", answers={Info: make_info()}).out
-    assert "pid 4711, up 2 min 5 s, epoch ff" in out
+    assert "pid 4711, up 2 min 5 s, epoch 255" in out
     assert "1,234 cubes in 2 namespaces" in out
     assert "fts5, up to date" in out
     assert "############............  50%  50.0 MiB of 100.0 MiB" in out

@@ -1,5 +1,6 @@
-"""memctl as people run it: the real program against a real daemon."""
+"""memctl against a real daemon; as a process of its own where signals and pipes matter."""
 
+import io
 import json
 import os
 import shutil
@@ -9,15 +10,33 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from unittest import mock
 
 import pytest
 
 from libmem.abi.errors import Errno
+from memosd.tools.memctl.__main__ import main
+from memosd.tools.memctl.command import Settings
 
 MEMCTL = [sys.executable, "-m", "memosd.tools.memctl"]
 PATIENCE_S = 30.0
+
+
+class Done(NamedTuple):
+    """What a command left behind."""
+
+    returncode: int
+    stdout: bytes
+    stderr: bytes
+
+
+def _written(stream: io.TextIOWrapper) -> bytes:
+    stream.flush()
+    stream.seek(0)
+    return bytes(stream.buffer.read())
 
 
 class World:
@@ -43,9 +62,10 @@ class World:
 
     def wait_until_ready(self) -> None:
         deadline = time.monotonic() + PATIENCE_S
-        while self.run("status").returncode:
+        while self.run("status", "--timeout", "1").returncode:
             assert self.daemon.poll() is None, Path(self._log.name).read_text()
             assert time.monotonic() < deadline
+            time.sleep(0.02)
 
     def close(self) -> None:
         if self.daemon.poll() is None:
@@ -53,15 +73,19 @@ class World:
             self.daemon.wait()
         self._log.close()
 
-    def run(self, *argv: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(
-            [*MEMCTL, *argv],
-            env=self.environment,
-            input=stdin,
-            capture_output=True,
-            timeout=PATIENCE_S,
-            check=False,
-        )
+    def run(self, *argv: str, stdin: bytes = b"") -> Done:
+        """One command, in this process: another one costs more than all that it does."""
+        out, err = io.TextIOWrapper(io.BytesIO()), io.TextIOWrapper(io.BytesIO())
+        with tempfile.TemporaryFile() as source, io.TextIOWrapper(source) as reader:
+            source.write(stdin)
+            source.seek(0)
+            with (
+                redirect_stdout(out),
+                redirect_stderr(err),
+                mock.patch.object(sys, "stdin", reader),
+            ):
+                status = main(argv, Settings(runtime_dir=self.runtime_dir))
+        return Done(status, *(_written(stream) for stream in (out, err)))
 
     def json(self, *argv: str, stdin: bytes = b"") -> list[Any]:
         """Standard output of a command that must succeed."""
@@ -92,7 +116,6 @@ def world() -> Iterator[World]:
         shutil.rmtree(folder)
 
 
-@pytest.mark.slow
 def test_a_text_from_put_to_rm(world: World) -> None:
     text = b"The quick brown fox remembers the lazy dog.\n"
     (written,) = world.json(
@@ -115,7 +138,6 @@ def test_a_text_from_put_to_rm(world: World) -> None:
     assert (gone.returncode, gone.stdout) == (Errno.ENOENT, b"")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("size_bytes", [0, 1000, 3 << 20])
 def test_bytes_come_back_as_they_went(world: World, size_bytes: int) -> None:
     payload = os.urandom(size_bytes)
@@ -124,7 +146,6 @@ def test_bytes_come_back_as_they_went(world: World, size_bytes: int) -> None:
     assert world.run("cat", name).stdout == payload
 
 
-@pytest.mark.slow
 def test_versions_and_compare_and_swap(world: World) -> None:
     for number in (b"one", b"two"):
         world.json("put", "-", "/notes/count", stdin=number)
@@ -135,7 +156,6 @@ def test_versions_and_compare_and_swap(world: World) -> None:
     assert [stat["version"] for stat in world.json("history", "/notes/count")] == [2, 1]
 
 
-@pytest.mark.slow
 def test_a_large_cube_leaves_ram_and_comes_back(world: World) -> None:
     payload = os.urandom(2 << 20)
     world.json("put", "-", "/notes/large", "--type", "blob", stdin=payload)
@@ -148,7 +168,6 @@ def test_a_large_cube_leaves_ram_and_comes_back(world: World) -> None:
     assert "/notes/large" in {decision["name"] for decision in world.json("log")}
 
 
-@pytest.mark.slow
 def test_a_pin_keeps_a_cube_in_ram_until_interrupted(world: World) -> None:
     world.json("put", "-", "/notes/pinned", "--type", "blob", stdin=os.urandom(2 << 20))
     pin = world.start("pin", "/notes/pinned")
@@ -162,7 +181,6 @@ def test_a_pin_keeps_a_cube_in_ram_until_interrupted(world: World) -> None:
     world.json("evict", "/notes/pinned")
 
 
-@pytest.mark.slow
 def test_watch_sees_what_others_do(world: World) -> None:
     (before,) = world.json("status")
     watch = world.start("watch", "/notes", "--since", str(before["log_seq"]), "--json")
@@ -179,7 +197,6 @@ def test_watch_sees_what_others_do(world: World) -> None:
     assert (watch.returncode, err) == (130, "")
 
 
-@pytest.mark.slow
 def test_namespaces_and_quotas(world: World) -> None:
     world.json("mkns", "/small", "--mode", "0750")
     world.json("quota", "/small", "--cubes", "1")
@@ -191,7 +208,6 @@ def test_namespaces_and_quotas(world: World) -> None:
     assert world.run("quota", "/small").returncode == Errno.ENOENT
 
 
-@pytest.mark.slow
 def test_the_store_is_sound(world: World) -> None:
     assert world.json("sync") == [{"is_synced": True}]
     total = world.json("fsck")[-1]
@@ -201,7 +217,6 @@ def test_the_store_is_sound(world: World) -> None:
     assert info["pid"] == world.daemon.pid
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_reader_that_goes_away_is_no_error(world: World, unbuffered: str) -> None:
     world.json("put", "-", "/notes/long", "--type", "blob", stdin=bytes(4 << 20))
@@ -219,7 +234,6 @@ def test_a_reader_that_goes_away_is_no_error(world: World, unbuffered: str) -> N
         assert cat.wait(PATIENCE_S) == 141
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_a_full_disk_is_told(world: World) -> None:
     world.json("put", "-", "/notes/short", stdin=b"x")
@@ -236,7 +250,6 @@ def test_a_full_disk_is_told(world: World) -> None:
     assert b"Traceback" not in done.stderr
 
 
-@pytest.mark.slow
 def test_bash_completes_cube_names(world: World) -> None:
     world.json("put", "-", "/notes/completed", stdin=b"x")
     environment = {

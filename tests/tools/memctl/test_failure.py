@@ -19,6 +19,13 @@ def test_the_exit_status_is_the_errno(memctl: Memctl, errno: Errno) -> None:
     assert outcome.client.is_closed
 
 
+def test_a_missing_namespace_is_one_command_away(memctl: Memctl) -> None:
+    missing = MemError(Errno.ENOENT, "no such namespace", namespace="/a")
+    assert "`memctl mkns /a`" in memctl("stat", "/a/b", answers={StatCube: missing}).err
+    gone = MemError(Errno.ENOENT, "no such cube", cube="/a/b")
+    assert "hint" not in memctl("stat", "/a/b", answers={StatCube: gone}).err
+
+
 def test_programs_get_the_error_as_json(memctl: Memctl) -> None:
     refusal = MemError(Errno.EDQUOT, "full", need_bytes=10, free_bytes=3)
     outcome = memctl("stat", "/a/b", "--json", answers={StatCube: refusal})
@@ -72,7 +79,8 @@ def test_a_wrong_command_line_exits_with_64(memctl: Memctl, argv: tuple[str, ...
 
 def test_a_wrong_command_line_says_what_is_wrong_and_where_help_is(memctl: Memctl) -> None:
     err = memctl("migrate", "/a/b", "tape").err
-    assert "tape" in err
+    assert "'tape' is not one of 'ram', 'disk'" in err
+    assert "Value error" not in err
     assert "`memctl migrate --help`" in err
 
 

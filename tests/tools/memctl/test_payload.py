@@ -134,6 +134,12 @@ def test_put_reads_a_redirected_file(
     assert written(memctl).payload == b"redirected"
 
 
+def test_put_reads_a_file_that_does_not_tell_its_size(memctl: Memctl) -> None:
+    path = Path("/proc/self/comm")
+    memctl("put", str(path), "/notes/comm", answers=WRITTEN)
+    assert written(memctl).payload == path.read_bytes() != b""
+
+
 def test_put_of_a_file_that_is_not_there(memctl: Memctl, tmp_path: Path) -> None:
     outcome = memctl("put", str(tmp_path / "nothing"), "/notes/a")
     assert outcome.status == Errno.ENOENT

@@ -62,6 +62,14 @@ def test_durations_show_their_two_largest_units() -> None:
     assert units.duration(90_061 * second) == "1 d 1 h"
 
 
+def test_counted() -> None:
+    assert [units.counted(number, "cube") for number in (0, 1, 1234)] == [
+        "0 cubes",
+        "1 cube",
+        "1,234 cubes",
+    ]
+
+
 def test_times_are_local_and_carry_their_offset() -> None:
     shown = units.local_time(1_700_000_000_123_456_789, "milliseconds")
     assert shown[10] == " "

@@ -1,0 +1,21 @@
+"""An open index in a temporary directory."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from memosd.drivers.plaintext.index import LexicalIndex
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "index.db"
+
+
+@pytest.fixture
+def index(path: Path) -> Iterator[LexicalIndex]:
+    opened = LexicalIndex(path)
+    opened.open()
+    yield opened
+    opened.close()

@@ -1,0 +1,254 @@
+"""What is left after a removal, a crash, a damaged file."""
+
+import os
+import random
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from libmem.abi import failpoints
+from libmem.abi.errors import Errno
+from libmem.abi.index import IndexDocument
+from memosd.drivers.plaintext.index import LexicalIndex
+from tests.drivers.memory import python, raises
+from tests.drivers.plaintext.lexicon import document, ids, stored, write
+
+# -- residue -----------------------------------------------------------------------------------
+
+
+def secrets(count: int) -> list[str]:
+    """Words that occur nowhere else, each in every eight letters of it."""
+    source = random.Random(11)
+    return ["".join(source.choices("bcdfghjklmnpqrstvwxz", k=16)) for _ in range(count)]
+
+
+def traces(path: Path, words: list[str]) -> list[str]:
+    """Eight letters in a row of any of the words, wherever they lie in the files."""
+    content = stored(path)
+    pieces = [word[at : at + 8] for word in words for at in range(len(word) - 7)]
+    return [piece for piece in pieces if piece.encode() in content]
+
+
+def fill(index: LexicalIndex, words: list[str]) -> None:
+    """One cube for each word, among so much else that the words' postings fill many pages."""
+    source = random.Random(5)
+    for start in range(0, len(words), 20):
+        batch = []
+        for at in range(start, min(start + 20, len(words))):
+            filler = " ".join(f"w{source.randrange(3000)}" for _ in range(60))
+            batch.append(document(f"{at}", f"{filler} {words[at]} {filler}"))
+        index.apply(start, batch, [])
+
+
+@pytest.mark.parametrize("removed", [3, 60, 199])  # posting by posting; by rewriting
+def test_a_removed_text_leaves_no_trace(index: LexicalIndex, path: Path, removed: int) -> None:
+    words = secrets(200)
+    fill(index, words)
+    assert len(traces(path, words[:removed])) >= 9 * removed
+    index.apply(999, [], [str(at).encode() for at in range(removed)])
+    assert traces(path, words[:removed]) == []
+    assert ids(index, words[-1]) == ["199"]
+    index.close()
+    assert traces(path, words[:removed]) == []
+
+
+def test_an_older_text_goes_with_its_cube(index: LexicalIndex, path: Path) -> None:
+    words = secrets(60)
+    fill(index, words)
+    for version, text in enumerate(["another text", "a third"], 2):
+        index.apply(1000, [document("7", text, version=version)], [])
+    index.apply(1001, [], [b"7"])
+    assert traces(path, [words[7]]) == []
+
+
+def test_the_last_cube_of_a_namespace_leaves_no_trace(index: LexicalIndex, path: Path) -> None:
+    words = secrets(1)
+    write(index, a=words[0])
+    index.apply(2, [], [b"a"])
+    assert traces(path, words) == []
+
+
+def test_erasing_works_after_a_rewrite_that_failed(index: LexicalIndex, path: Path) -> None:
+    words = secrets(100)
+    fill(index, words)
+    failpoints.arm("index.commit.before=eio")
+    with raises(Errno.EIO):
+        index.apply(1000, [], [str(at).encode() for at in range(50)])
+    failpoints.disarm()
+    assert ids(index, words[3]) == ["3"]
+    index.apply(1000, [], [b"3"])
+    assert traces(path, [words[3]]) == []
+
+
+def test_erasing_is_finished_after_a_crash(path: Path) -> None:
+    index = LexicalIndex(path)
+    index.open()
+    words = secrets(30)
+    fill(index, words)
+    index.close()
+    program = (
+        "import sys; from pathlib import Path; "
+        "from memosd.drivers.plaintext.index import LexicalIndex\n"
+        "index = LexicalIndex(Path(sys.argv[1])); index.open(); index.apply(2, [], [b'7'])"
+    )
+    crashed = python(program, str(path), failpoints="index.commit.after=exit")
+    assert crashed.returncode == failpoints.EXIT_STATUS, crashed.stderr
+    assert traces(path, [words[7]]) != []
+    assert index.open() == 2
+    assert traces(path, [words[7]]) == []
+    index.close()
+
+
+# -- crashes and failures ----------------------------------------------------------------------
+
+_APPLY = """
+import sys
+from pathlib import Path
+from libmem.abi.index import IndexDocument
+from memosd.drivers.plaintext.index import LexicalIndex
+index = LexicalIndex(Path(sys.argv[1]))
+index.open()
+for stamp in (5, 6):
+    documents = [IndexDocument(1, b"%d" % n, stamp, f"/n/{n}", f"heron{stamp}") for n in range(50)]
+    index.apply(stamp, documents, [b"old"])
+    print("applied", stamp, flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("point", "stamp"), [("index.commit.before=exit@2", 5), ("index.commit.after=exit@2", 6)]
+)
+def test_a_crash_leaves_a_batch_whole_or_absent(path: Path, point: str, stamp: int) -> None:
+    crashed = python(_APPLY, str(path), failpoints=point)
+    assert crashed.returncode == failpoints.EXIT_STATUS, crashed.stderr
+    assert crashed.stdout == "applied 5\n"
+    index = LexicalIndex(path)
+    assert index.open() == stamp
+    assert len(ids(index, f"heron{stamp}")) == 50
+    assert len(ids(index, "heron5 heron6")) == 50
+    index.close()
+
+
+@pytest.mark.parametrize(("action", "errno"), [("enospc", Errno.ENOSPC), ("eio", Errno.EIO)])
+def test_a_failed_apply_changes_nothing(index: LexicalIndex, action: str, errno: Errno) -> None:
+    index.apply(1, [document("a", "heron")], [])
+    failpoints.arm(f"index.commit.before={action}@1")
+    with raises(errno):
+        index.apply(2, [document("b", "heron", namespace=2)], [b"a"])
+    assert ids(index, "heron") == ["a"]
+    index.apply(2, [document("b", "heron", namespace=2)], [b"a"])
+    assert ids(index, "heron") == ["b"]
+    assert index.open() == 2
+
+
+# -- files that are no good --------------------------------------------------------------------
+
+
+def test_the_stamp_and_the_texts_survive_closing(index: LexicalIndex, path: Path) -> None:
+    index.apply(41, [document("a", "heron")], [])
+    index.close()
+    again = LexicalIndex(path)
+    assert again.open() == 41
+    assert ids(again, "heron") == ["a"]
+    again.close()
+
+
+def spoil_nothing_to_read(content: bytes) -> bytes:
+    return b""
+
+
+def spoil_not_a_database(content: bytes) -> bytes:
+    return b"this is a letter, not a database\n" * 400
+
+
+def spoil_head(content: bytes) -> bytes:
+    return os.urandom(100) + content[100:]
+
+
+def spoil_schema_page(content: bytes) -> bytes:
+    return content[:100] + os.urandom(3996) + content[4096:]
+
+
+def spoil_end(content: bytes) -> bytes:
+    return content[:4096]
+
+
+def spoil_program(content: bytes) -> bytes:
+    return content[:68] + b"else" + content[72:]
+
+
+def spoil_schema_version(content: bytes) -> bytes:
+    return content[:60] + (99).to_bytes(4, "big") + content[64:]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        spoil_nothing_to_read,
+        spoil_not_a_database,
+        spoil_head,
+        spoil_schema_page,
+        spoil_end,
+        spoil_program,
+        spoil_schema_version,
+    ],
+)
+def test_a_file_that_is_no_good_is_discarded(
+    index: LexicalIndex, path: Path, spoil: Callable[[bytes], bytes]
+) -> None:
+    index.apply(41, [document("a", "heron")], [])
+    index.close()
+    path.write_bytes(spoil(path.read_bytes()))
+    assert index.open() == 0
+    assert ids(index, "heron") == []
+    write(index, b="heron")
+    assert ids(index, "heron") == ["b"]
+
+
+def test_a_database_without_our_tables_is_discarded(index: LexicalIndex, path: Path) -> None:
+    assert index._session is not None
+    index._session.db.execute("DROP TABLE state")
+    index.close()
+    assert index.open() == 0
+
+
+def test_damage_found_later_is_remembered_until_it_is_opened(
+    index: LexicalIndex, path: Path
+) -> None:
+    for start in range(0, 2000, 100):
+        index.apply(
+            start + 1,
+            [
+                IndexDocument(1, b"%d" % n, 1, f"/n/{n}", f"heron w{n} " * 30)
+                for n in range(start, start + 100)
+            ],
+            [],
+        )
+    index.close()
+    content = path.read_bytes()
+    path.write_bytes(content[: 4096 * 3] + os.urandom(len(content) - 4096 * 3))
+    assert index.open() > 0
+    with raises(Errno.ECORRUPT):
+        index.search("heron", {1: ""}, 10)
+    with raises(Errno.ECORRUPT):
+        index.apply(9999, [document("a", "heron")], [])
+    assert index.open() == 0
+    write(index, a="heron")
+    assert ids(index, "heron") == ["a"]
+
+
+def test_a_path_that_cannot_be_a_file_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "index.db").mkdir()
+    with raises(Errno.EIO):
+        LexicalIndex(tmp_path / "index.db").open()
+    with raises(Errno.EIO):
+        LexicalIndex(tmp_path / "missing" / "index.db").open()
+
+
+def test_only_the_owner_can_read_the_files(index: LexicalIndex, path: Path) -> None:
+    write(index, a="heron")
+    files = list(path.parent.iterdir())
+    assert len(files) >= 2
+    assert all(stat.S_IMODE(file.stat().st_mode) == 0o600 for file in files)

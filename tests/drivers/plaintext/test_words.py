@@ -1,0 +1,125 @@
+"""What counts as a word, in texts and in queries."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memosd.drivers.plaintext.index import LexicalIndex
+from memosd.drivers.plaintext.passages import PASSAGE_CHARS, cut, shown
+from tests.drivers.plaintext.lexicon import ids, write
+
+
+@pytest.mark.parametrize(
+    ("text", "query"),
+    [
+        ("Running shoes", "run"),
+        ("a run of luck", "RUNNING"),
+        ("Café au lait", "cafe"),
+        ("cafe au lait", "CAFÉ"),
+        ("cafe\u0301 au lait", "café"),
+        ("Straße und Größe", "grosse größe"),
+        ("прекрасная Москва", "МОСКВА"),
+        ("ελληνική γλώσσα", "γλωσσα"),
+        ("हिन्दी भाषा", "हिन्दी"),
+        ("안녕하세요 세계", "세계"),
+        ("他喜欢机器学习和围棋", "机器学习"),
+        ("他喜欢机器学习和围棋", "棋"),
+        ("カタカナのテスト", "テスト"),
+        ("𠀀𠀁 rare Han", "𠀀𠀁"),
+        ("snake_case and dotted.name", "case name"),
+        ("it costs 1234 euros", "1234"),
+        ('{"key": "value"}', 'key"value'),
+        ("C:\\path\\to", "path"),
+    ],
+)
+def test_a_word_is_found(index: LexicalIndex, text: str, query: str) -> None:
+    write(index, a=text, b="something else")
+    assert ids(index, query) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("text", "query"),
+    [
+        ("he runs", "hers"),
+        ("机器学习", "器机"),  # neighbours in another order
+        ("机器 学习", "器学"),  # no neighbours
+        ("हिन्दी", "ह"),  # not a letter of a word
+        ("a fox", ""),
+        ("a fox", "   \n"),
+        ("a fox", "😀 !? --"),
+        ("a fox", '"" "'),
+    ],
+)
+def test_another_word_is_not(index: LexicalIndex, text: str, query: str) -> None:
+    write(index, a=text)
+    assert ids(index, query) == []
+
+
+def test_neighbours_of_a_spaceless_script_are_one_mark(index: LexicalIndex) -> None:
+    write(index, a="他喜欢机器学习。器")
+    (hit,) = index.search("机器学习", {1: ""}, 1)
+    assert hit.snippet == "他喜欢\x02机器学习\x03。器"
+
+
+HOSTILE = [
+    '"',
+    '""heron"',
+    "heron AND",
+    "NOT heron",
+    "heron NEAR(stork, 2)",
+    "NEAR(heron",
+    "text: heron",
+    "{text} : heron",
+    "-text: heron",
+    "^heron",
+    "heron*",
+    "(heron",
+    "heron)",
+    "heron + + stork",
+    "heron'; DROP TABLE document; --",
+    "heron\0stork",
+    "heron\x02\x03",
+    "😀heron😀",
+    "heron\ud800",
+    "\u200bheron\u200b",
+    "heron " * 1700,
+    "heron " + " ".join(f"word{n}" for n in range(1200)),
+    "heron " + "(" * 9990,
+    "heron " + "é" * 9990,
+    "heron " + "語" * 9990,
+]
+
+
+@pytest.mark.parametrize("query", HOSTILE, ids=range(len(HOSTILE)))
+def test_a_query_is_plain_words_whatever_it_looks_like(index: LexicalIndex, query: str) -> None:
+    write(index, a="grey heron", b="not and near text drop table", c="else")
+    assert "a" in ids(index, query)
+    assert ids(index, "heron") == ["a"]
+
+
+@pytest.mark.parametrize("word", ["AND", "OR", "NOT", "NEAR"])
+def test_an_operator_is_a_word(index: LexicalIndex, word: str) -> None:
+    write(index, a=f"it says {word.lower()} here", b="it does say", c="else")
+    assert ids(index, word) == ["a"]
+    assert ids(index, f"{word} else") != []
+
+
+@given(st.text(max_size=9000), st.integers(0, 40))
+def test_passages_lose_nothing_but_what_cannot_be_shown(text: str, repeat: int) -> None:
+    whole = (text + " ") * repeat + text
+    dropped = str.maketrans("", "", "\0\x02\x03\u200b")
+    kept = whole.translate(dropped)
+    passages = cut(whole)
+    assert "".join(map(shown, passages)) == kept
+    assert all(len(shown(passage)) <= PASSAGE_CHARS for passage in passages)
+
+
+def test_passages_end_between_words_and_better_between_lines() -> None:
+    first, *_ = cut("word " * 300 + "\n" + "word " * 300)
+    assert first == "word " * 300 + "\n"
+    assert all(passage.endswith(" ") for passage in cut("seven77 " * 3000))
+
+
+def test_a_broken_surrogate_is_no_reason_to_fail(index: LexicalIndex) -> None:
+    write(index, a="heron \ud800 stork")
+    assert ids(index, "stork") == ["a"]

@@ -1,0 +1,26 @@
+"""The list of drivers: complete, and every row keeps the kernel's contract."""
+
+from libmem.abi.structs import CubeType, Descriptive, Durability
+from memosd.drivers.blob.top import BlobDriver
+from memosd.drivers.table import DRIVERS
+from memosd.kernel.ports import Driver
+
+
+def test_every_type_has_one_driver_at_most() -> None:
+    types = [driver.type for driver in DRIVERS]
+    assert sorted(types) == sorted(set(types))
+    assert {CubeType.PLAINTEXT, CubeType.BLOB} <= set(types)
+
+
+def test_rows_are_drivers() -> None:
+    rows: tuple[Driver, ...] = DRIVERS  # a type checker compares the signatures
+    assert all(row.durability is Durability.DURABLE for row in rows)
+
+
+def test_a_blob_is_any_bytes_and_has_no_words() -> None:
+    blob = BlobDriver()
+    described = Descriptive(title="title", media_type="image/png")
+    blob.check_header(described, {"any": 1})
+    blob.check_payload(b"\xff\0\xfe", described, {})
+    assert not blob.is_indexed
+    assert blob.index_text(b"words", described) is None

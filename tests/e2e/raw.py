@@ -1,0 +1,112 @@
+"""A peer that speaks to the sockets without libmem, well or badly."""
+
+import os
+import socket
+from typing import Any
+
+import msgspec
+import zmq
+
+from libmem.abi.calls import Call, Hello, HelloReply
+from libmem.abi.errors import Errno
+from libmem.abi.limits import ABI_VERSION
+from libmem.abi.paths import CONTROL_SOCKET, FD_SOCKET
+from libmem.abi.syscalls import BY_REQUEST
+from libmem.abi.wire import FdTag, Reply, args_decoder, decode_reply, decode_result, encode
+from tests.e2e.daemon import PATIENCE_S, Daemon
+
+__all__ = ["RawPeer", "raw_road"]
+
+
+def raw_road(daemon: Daemon) -> socket.socket:
+    """A connection to the fd road that has shown no token."""
+    road = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    road.settimeout(PATIENCE_S)
+    road.connect(str(daemon.runtime_dir / FD_SOCKET))
+    return road
+
+
+class RawPeer:
+    """A DEALER on the control road, and what it takes to bind a session. A context manager."""
+
+    def __init__(self, daemon: Daemon, routing_id: bytes | None = None) -> None:
+        self._daemon = daemon
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.dealer = self._context.socket(zmq.DEALER)
+        self.dealer.linger = 0
+        self.dealer.rcvtimeo = self.dealer.sndtimeo = int(PATIENCE_S * 1000)
+        if routing_id is not None:
+            self.dealer.setsockopt(zmq.IDENTITY, routing_id)
+        self.dealer.connect(f"ipc://{daemon.runtime_dir / CONTROL_SOCKET}")
+        self.epoch = 0
+        self.road: socket.socket | None = None
+        self._seq = 0
+
+    def __enter__(self) -> "RawPeer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hang up on both roads."""
+        if self.road is not None:
+            self.road.close()
+        self.dealer.close()
+        self._context.term()
+
+    def hello(self) -> HelloReply:
+        """Open a session, unbound."""
+        reply = self.ask(Hello(client="raw"))
+        self.epoch = reply.epoch
+        terms: HelloReply = decode_result(BY_REQUEST[Hello], reply.errno, reply.body)
+        return terms
+
+    def bind(self) -> HelloReply:
+        """Open a session and bind it."""
+        terms = self.hello()
+        self.road = raw_road(self._daemon)
+        self.road.send(terms.token)
+        tag: FdTag = args_decoder(FdTag).decode(self.road.recv(64))
+        assert tag == FdTag(0, self.epoch)
+        return terms
+
+    def post(self, request: Call[Any], **envelope: int) -> int:
+        """Send a request without waiting; the fields of `envelope` replace the right ones."""
+        self._seq += 1
+        fields = {"abi": ABI_VERSION, "seq": self._seq, "epoch": self.epoch}
+        fields["number"] = BY_REQUEST[type(request)].number
+        self.dealer.send(encode((*{**fields, **envelope}.values(), request)))
+        return self._seq
+
+    def ask(self, request: Call[Any], **envelope: int) -> Reply:
+        """Send a request; its reply."""
+        seq = self.post(request, **envelope)
+        while (reply := decode_reply(self.dealer.recv())).seq != seq:
+            pass
+        return reply
+
+    def errno_of(self, request: Call[Any], **envelope: int) -> Errno | int:
+        """How the daemon answers a request; 0 is well."""
+        errno = self.ask(request, **envelope).errno
+        return Errno(errno) if errno else 0
+
+    def raw(self, *frames: bytes) -> Reply:
+        """Send frames as they are; the reply to them."""
+        self.dealer.send_multipart(frames)
+        return decode_reply(self.dealer.recv())
+
+    def numbered(self, number: int, args: object) -> Reply:
+        """Call a syscall by number with any arguments."""
+        self._seq += 1
+        frame = msgspec.msgpack.encode((ABI_VERSION, self._seq, self.epoch, number, args))
+        return self.raw(frame)
+
+    def take_descriptor(self) -> tuple[FdTag, int]:
+        """The next descriptor on the fd road."""
+        assert self.road is not None
+        message, fds, _, _ = socket.recv_fds(self.road, 64, 1)
+        tag: FdTag = args_decoder(FdTag).decode(message)
+        (fd,) = fds
+        os.set_inheritable(fd, False)
+        return tag, fd
