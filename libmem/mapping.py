@@ -12,6 +12,7 @@ Made by the clients' `map`; used by their callers.
 """
 
 import errno
+import math
 import mmap
 import os
 from typing import TYPE_CHECKING, Any
@@ -138,10 +139,15 @@ def array_view(
     except ImportError:
         raise MemError(Errno.EOPNOTSUPP, "numpy is not installed") from None
     try:
-        item_bytes = np.dtype(dtype).itemsize
-        if shape is None:
-            shape = [(len(buffer) - offset_bytes) // item_bytes]
-        return np.ndarray(tuple(shape), dtype, buffer, offset_bytes)
+        if not 0 <= offset_bytes <= len(buffer):
+            raise ValueError(f"offset {offset_bytes}")
+        element = np.dtype(dtype)
+        count = (len(buffer) - offset_bytes) // element.itemsize if shape is None else math.prod(shape)
+        if count == 0:
+            return np.empty(0 if shape is None else tuple(shape), element)
+        # frombuffer keeps the memory from being unmapped under the array; ndarray() would not.
+        array = np.frombuffer(memoryview(buffer)[offset_bytes:], element, count)
+        return array if shape is None else array.reshape(tuple(shape))
     except (ValueError, TypeError, ZeroDivisionError) as error:
         raise MemError(Errno.EINVAL, f"no such view of {len(buffer)} bytes: {error}") from None
 

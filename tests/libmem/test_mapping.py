@@ -138,9 +138,7 @@ def test_an_empty_payload_is_read_but_not_mapped(
     assert open_files() == before
 
 
-def test_a_size_that_cannot_be_mapped_is_refused(
-    client: libmem.Client
-) -> None:
+def test_a_size_that_cannot_be_mapped_is_refused(client: libmem.Client) -> None:
     with client.create("/a/huge", 1 << 60) as fill, pytest.raises(MemError) as raised:
         fill.buffer  # noqa: B018 - asking for it maps it
     assert raised.value.errno is Errno.ENOMEM

@@ -11,7 +11,9 @@ from tests.libmem.script import run_script, start_script
 
 
 def test_the_import_is_light() -> None:
-    loaded = set(json.loads(run_script("import json, sys, libmem; print(json.dumps([*sys.modules]))")))
+    loaded = set(
+        json.loads(run_script("import json, sys, libmem; print(json.dumps([*sys.modules]))"))
+    )
     assert {"zmq", "msgspec", "libmem.client"} <= loaded
     heavy = {"numpy", "torch", "transformers", "asyncio", "zmq.asyncio", "multiprocessing",
              "lmdb", "sqlite3", "typer", "rich", "structlog", "psutil", "memosd", "libmem.aio"}  # fmt: skip
@@ -138,6 +140,7 @@ print("last")
 def test_pools_of_processes(daemon: FakeDaemon) -> None:
     source = """
 import multiprocessing, sys
+import libmem
 from tests.libmem import workers
 client = workers.inherited = libmem.connect(sys.argv[1])
 names = [f"/a/{number}" for number in range(12)]

@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("name", choices=[*_BENCHMARKS, "all"], metavar="NAME")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
-    parser.add_argument("--cubes", type=int, metavar="N", help="scale: cubes in the large store")
+    parser.add_argument("--cubes", type=_count, metavar="N", help="scale: cubes in the large store")
     parser.add_argument(
         "--dir",
         type=Path,
@@ -62,6 +62,13 @@ def _parser() -> argparse.ArgumentParser:
         help="where the stores are made and removed again; a real disk (default: %(default)s)",
     )
     return parser
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+    return number
 
 
 def _run(name: str, options: argparse.Namespace) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from libmem.abi.errors import Errno, MemError
 from memosd.tools.bench.daemon import private_daemon
 from memosd.tools.bench.report import Report, at_most, row
 from memosd.tools.bench.samples import interleave, sample
@@ -57,8 +58,7 @@ def measure(plan: Plan, directory: Path) -> Report:
 
 
 def _import_ms(modules: str) -> float:
-    command = [sys.executable, "-c", _TIMED_IMPORT.format(modules)]
-    return float(subprocess.run(command, check=True, capture_output=True).stdout) * 1e3
+    return float(_python(_TIMED_IMPORT.format(modules))) * 1e3
 
 
 def _ready_s(directory: Path) -> float:
@@ -70,5 +70,16 @@ def _ready_s(directory: Path) -> float:
 
 def _bare_s() -> float:
     before = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "pass"], check=True)
+    _python("pass")
     return time.perf_counter() - before
+
+
+def _python(program: str) -> str:
+    """What a fresh interpreter prints. Errors: EIO with its last words."""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        words = done.stderr.strip().splitlines()[-1:] or ["it said nothing"]
+        raise MemError(Errno.EIO, f"an interpreter ended with {done.returncode}: {words[0]}")
+    return done.stdout

@@ -117,7 +117,7 @@ def _search(stage: Stage) -> list[str]:
             text = client.read(hit["name"]).decode().lower() if answer["hits"] else ""
             stage.verify(
                 bool(text) and all(word in text for word in words),
-                f"that document does hold {' and '.join(words)}",
+                f"that document holds {' and '.join(f'{word}…' for word in words)}",
             )
             best.append(hit["name"])
     _search_at_once(stage)

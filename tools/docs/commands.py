@@ -22,7 +22,12 @@ __all__ = ["render_bench", "render_memctl", "render_memosd"]
 _COMMON_PANEL: Final = "Common options"
 _NAME: Final = "NAME"
 """The argument that nearly every command takes; the page's head says what it is."""
-_TYPES: Final = {"<str>": "TEXT", "<list[str]>": "TEXT", "<int range>": "N"}
+_TYPES: Final = {
+    "<str>": "TEXT",
+    "<list[str]>": "TEXT",
+    "<int range>": "N",
+    "<float range>": "SECONDS",
+}
 _CHOICES: Final = re.compile(r"<(?:list\[)?([\w|]+\|[\w|]+)\]?>")
 
 _MEMOSD: Final = """\

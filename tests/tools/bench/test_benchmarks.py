@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from libmem.abi.errors import MemError
 from memosd.tools.bench import boot, mapping, put, rpc, scale
 from memosd.tools.bench.report import Report
 
@@ -71,6 +72,12 @@ def test_boot(tmp_path: Path) -> None:
     found = _checked(report, {"import_ms": "≤ 80", "ready_s": "≤ 1"})
     assert {"import_floor_ms", "interpreter_s"} <= set(found)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_broken_interpreter_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(boot, "_TIMED_IMPORT", "raise SystemExit('no {}')")
+    with pytest.raises(MemError, match="no libmem"):
+        boot.measure(boot.Plan(rounds=1), tmp_path)
 
 
 def _checked(report: Report, bars: dict[str, str]) -> dict[str, float]:

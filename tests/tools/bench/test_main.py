@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from libmem.abi.errors import Errno, MemError
-from memosd.tools.bench import boot, rpc
+from memosd.tools.bench import boot, mapping, put, rpc, scale
 from memosd.tools.bench.__main__ import main
 from memosd.tools.bench.report import Report, at_most, row
 
@@ -85,6 +85,25 @@ def test_an_unknown_name_is_refused_with_the_known_ones(
         main(["rcp"])
     assert caught.value.code == 2
     assert "rpc" in capsys.readouterr().err
+
+
+def test_a_store_of_no_cubes_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["scale", "--cubes", "0"])
+    assert "at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_measured")
+def test_all_is_one_object_with_each_benchmark(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for module in (put, mapping, scale):
+        monkeypatch.setattr(module, "measure", lambda plan, directory: Report("other", ()))
+    assert main(["all", "--json", "--dir", str(tmp_path)]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert list(found) == ["benchmark", "boot", "rpc", "put", "mmap", "scale"]
+    assert found["boot"]["import_ms"] == 40.0
+    assert found["rpc"]["is_met"] is False
 
 
 @pytest.mark.slow
