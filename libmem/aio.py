@@ -205,7 +205,7 @@ class _Pump:
     def __init__(self, link: Link, loop: asyncio.AbstractEventLoop) -> None:
         self._link = link
         self._loop = loop
-        self._waiting: dict[int, asyncio.Future[Reply]] = {}
+        self._waiting: dict[int, tuple[asyncio.Future[Reply], Call[Any]]] = {}
         self._control_fd = link.dealer.fileno()
         self._is_stopped = False
         loop.add_reader(self._control_fd, self._read_replies)
@@ -216,7 +216,7 @@ class _Pump:
         self._link.post_released()
         seq = self._link.send(request, zmq.NOBLOCK)
         future: asyncio.Future[Reply] = self._loop.create_future()
-        self._waiting[seq] = future
+        self._waiting[seq] = future, request
         self._look_again()
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
@@ -246,10 +246,15 @@ class _Pump:
             self._look_again()
 
     def _abandon(self, seq: int, future: asyncio.Future[Reply], request: Call[Any]) -> None:
-        self._waiting.pop(seq, None)
+        if self._waiting.pop(seq, None) is not None:
+            self._link.ledger.abandon(seq, request)
+        elif future.done() and not future.cancelled() and future.exception() is None:
+            # Answered, but the task was cancelled before it could look.
+            self._undo(seq, request, future.result())
+
+    def _undo(self, seq: int, request: Call[Any], reply: Reply) -> None:
         self._link.ledger.abandon(seq, request)
-        if future.done() and not future.cancelled() and future.exception() is None:
-            self._link.settle(future.result())  # answered, but the task was cancelled first
+        self._link.settle(reply)
 
     def _look_again(self) -> None:
         # ZeroMQ's descriptor shows edges, not levels: sending may have consumed the one that
@@ -260,9 +265,11 @@ class _Pump:
     def _read_replies(self) -> None:
         try:
             while not self._is_stopped and (reply := self._link.receive_now()) is not None:
-                future = self._waiting.pop(reply.seq, None)
-                if future is None or future.done():
+                future, request = self._waiting.pop(reply.seq, (None, None))
+                if future is None or request is None:
                     self._link.settle(reply)
+                elif future.done():  # cancelled, and its task has not run since
+                    self._undo(reply.seq, request, reply)
                 else:
                     future.set_result(reply)
         except MemError as error:  # it cannot be told whose reply that was
@@ -279,7 +286,7 @@ class _Pump:
 
     def _fail_all(self, errno: Errno, message: str) -> None:
         waiting, self._waiting = self._waiting, {}
-        for future in waiting.values():
+        for future, _ in waiting.values():
             if not future.done():
                 future.set_exception(MemError(errno, message))
 

@@ -20,10 +20,8 @@ __all__ = ["DocumentRows"]
 _TOKENIZE: Final = " ".join(f"'{word}'" if " " in word else word for word in TOKENIZER)
 _WORDS: Final = re.compile(r"words_(\d+)")
 
-_ERASED_SINGLY: Final = 16
-"""Passages up to which erasing posting by posting is always the cheaper way."""
-_REWRITE_RATIO: Final = 1000
-"""Erasing one passage posting by posting costs about as much as rewriting a thousand."""
+_REWRITE_RATIO: Final = 100
+"""Erasing one passage's postings takes about as long as indexing a hundred passages."""
 
 
 class _Row(NamedTuple):
@@ -70,11 +68,10 @@ class DocumentRows:
             coming.append((document, texts))
             if row:
                 leaving.append(row)
-        marked = self._take_out(leaving)
+        for namespace in {row.namespace for row in leaving}:
+            self._take_out(namespace, [row for row in leaving if row.namespace == namespace])
         for document, texts in coming:
             self._insert(document, texts)
-        for namespace in {row.namespace for row in leaving}:
-            self._purge(namespace, namespace in marked)
         return bool(gone)
 
     def _find(self, cube: bytes) -> _Row | None:
@@ -109,54 +106,54 @@ class DocumentRows:
         self._db.executemany(f"INSERT INTO words_{namespace} (rowid, text) VALUES (?, ?)", rows)
 
     def _make(self, namespace: int) -> None:
+        words = f"words_{namespace:d}"
         self._db.execute(
-            f"CREATE VIRTUAL TABLE words_{namespace:d} USING fts5("
+            f"CREATE VIRTUAL TABLE {words} USING fts5("
             f'text, content = passage, content_rowid = passage, tokenize = "{_TOKENIZE}")'
         )
-        self._erase_at_once(namespace, True)
+        # Without it FTS5 only marks postings as deleted and drops them in some later merge.
+        self._db.execute(f"INSERT INTO {words} ({words}, rank) VALUES ('secure-delete', 1)")
         self.namespaces.add(namespace)
 
     # -- erasing -------------------------------------------------------------------------------
 
-    def _take_out(self, rows: list[_Row]) -> set[int]:
-        """Take cubes out; the namespaces where that only marked the postings as deleted."""
-        leaving: dict[int, int] = {}
+    def _take_out(self, namespace: int, rows: list[_Row]) -> None:
+        """Erase cubes: their postings one by one, or the whole table where that is quicker."""
+        is_rewritten = self._is_rewrite_quicker(namespace, sum(row.passages for row in rows))
         for row in rows:
-            leaving[row.namespace] = leaving.get(row.namespace, 0) + row.passages
-        marked = {ns for ns, passages in leaving.items() if self._is_rewrite_cheaper(ns, passages)}
-        for namespace in marked:
-            self._erase_at_once(namespace, False)
-        for row in rows:
-            # FTS5 finds the postings by the words of the text, so the text goes last.
-            words = f"words_{row.namespace}"
-            self._db.executemany(
-                f"INSERT INTO {words} ({words}, rowid, text) VALUES ('delete', ?, ?)",
-                list(zip(row.numbers, self._texts(row), strict=True)),
-            )
+            if not is_rewritten:
+                self._erase_postings(row)
             ends = (row.doc, row.numbers[-1])
             self._db.execute("DELETE FROM passage WHERE passage BETWEEN ? AND ?", ends)
             self._db.execute("DELETE FROM document WHERE doc = ?", (row.doc,))
-        return marked
+        if is_rewritten:
+            self._rewrite(namespace)
 
-    def _is_rewrite_cheaper(self, namespace: int, leaving: int) -> bool:
-        if leaving <= _ERASED_SINGLY:
-            return False
-        passages = int(self._db.execute(f"SELECT count(*) FROM words_{namespace}_docsize").get)
-        return leaving * _REWRITE_RATIO > passages
+    def _is_rewrite_quicker(self, namespace: int, leaving: int) -> bool:
+        """Always so when nothing stays."""
+        most = leaving + leaving * _REWRITE_RATIO
+        sql = f"SELECT count(*) FROM (SELECT 1 FROM words_{namespace}_docsize LIMIT ?)"
+        return int(self._db.execute(sql, (most + 1,)).get) <= most
 
-    def _purge(self, namespace: int, is_marked: bool) -> None:
-        """Drop the table of a namespace without cubes; rewrite one with deletion marks."""
-        words = f"words_{namespace}"
+    def _erase_postings(self, row: _Row) -> None:
+        words = f"words_{row.namespace}"
+        # FTS5 finds the postings by the words of the text, so the text must still be there.
+        self._db.executemany(
+            f"INSERT INTO {words} ({words}, rowid, text) VALUES ('delete', ?, ?)",
+            list(zip(row.numbers, self._texts(row), strict=True)),
+        )
+
+    def _rewrite(self, namespace: int) -> None:
+        """Index what is left of a namespace anew; nothing left, no table."""
+        self._db.execute(f"DROP TABLE words_{namespace}")
+        self.namespaces.discard(namespace)
         sql = "SELECT EXISTS (SELECT 1 FROM document WHERE namespace = ?)"
-        if not self._db.execute(sql, (namespace,)).get:
-            self._db.execute(f"DROP TABLE {words}")
-            self.namespaces.discard(namespace)
-        elif is_marked:
-            self._db.execute(f"INSERT INTO {words} ({words}) VALUES ('optimize')")
-            self._erase_at_once(namespace, True)
-
-    def _erase_at_once(self, namespace: int, is_on: bool) -> None:
-        """FTS5 erases postings itself; otherwise it marks them until a merge drops them."""
-        words = f"words_{namespace}"
-        sql = f"INSERT INTO {words} ({words}, rank) VALUES ('secure-delete', ?)"
-        self._db.execute(sql, (int(is_on),))
+        if self._db.execute(sql, (namespace,)).get:
+            self._make(namespace)
+            self._db.execute(
+                f"INSERT INTO words_{namespace} (rowid, text) SELECT passage.passage, passage.text"
+                " FROM (SELECT doc, passages FROM document WHERE namespace = ? ORDER BY doc) AS cube"
+                " CROSS JOIN passage"
+                " ON passage.passage BETWEEN cube.doc AND cube.doc + cube.passages - 1",
+                (namespace,),
+            )

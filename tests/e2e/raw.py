@@ -2,7 +2,8 @@
 
 import os
 import socket
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import msgspec
 import zmq
@@ -11,33 +12,45 @@ from libmem.abi.calls import Call, Hello, HelloReply
 from libmem.abi.errors import Errno
 from libmem.abi.limits import ABI_VERSION
 from libmem.abi.paths import CONTROL_SOCKET, FD_SOCKET
+from libmem.abi.structs import Value
 from libmem.abi.syscalls import BY_REQUEST
 from libmem.abi.wire import FdTag, Reply, args_decoder, decode_reply, decode_result, encode
-from tests.e2e.daemon import PATIENCE_S, Daemon
+from tests.e2e.daemon import PATIENCE_S
 
-__all__ = ["RawPeer", "raw_road"]
+__all__ = ["RawPeer", "is_hung_up", "raw_road"]
+
+R = TypeVar("R", bound=Value)
 
 
-def raw_road(daemon: Daemon) -> socket.socket:
+def raw_road(runtime_dir: Path) -> socket.socket:
     """A connection to the fd road that has shown no token."""
     road = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     road.settimeout(PATIENCE_S)
-    road.connect(str(daemon.runtime_dir / FD_SOCKET))
+    road.connect(str(runtime_dir / FD_SOCKET))
     return road
+
+
+def is_hung_up(road: socket.socket) -> bool:
+    """Wait for what comes next; True when it is the end."""
+    try:
+        return road.recv(64) == b""
+    except ConnectionResetError:
+        return True
 
 
 class RawPeer:
     """A DEALER on the control road, and what it takes to bind a session. A context manager."""
 
-    def __init__(self, daemon: Daemon, routing_id: bytes | None = None) -> None:
-        self._daemon = daemon
+    def __init__(self, runtime_dir: Path, **options: int | bytes) -> None:
+        """`options`: of the DEALER, to be set before it connects, by their lower-case names."""
+        self._runtime_dir = runtime_dir
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.dealer = self._context.socket(zmq.DEALER)
         self.dealer.linger = 0
         self.dealer.rcvtimeo = self.dealer.sndtimeo = int(PATIENCE_S * 1000)
-        if routing_id is not None:
-            self.dealer.setsockopt(zmq.IDENTITY, routing_id)
-        self.dealer.connect(f"ipc://{daemon.runtime_dir / CONTROL_SOCKET}")
+        for option, value in options.items():
+            self.dealer.set(zmq.SocketOption[option.upper()], value)
+        self.dealer.connect(f"ipc://{runtime_dir / CONTROL_SOCKET}")
         self.epoch = 0
         self.road: socket.socket | None = None
         self._seq = 0
@@ -62,13 +75,16 @@ class RawPeer:
         terms: HelloReply = decode_result(BY_REQUEST[Hello], reply.errno, reply.body)
         return terms
 
+    def show(self, token: bytes) -> bool:
+        """Connect to the fd road and show a token; was it acknowledged?"""
+        self.road = raw_road(self._runtime_dir)
+        self.road.send(token)
+        return not is_hung_up(self.road)
+
     def bind(self) -> HelloReply:
         """Open a session and bind it."""
         terms = self.hello()
-        self.road = raw_road(self._daemon)
-        self.road.send(terms.token)
-        tag: FdTag = args_decoder(FdTag).decode(self.road.recv(64))
-        assert tag == FdTag(0, self.epoch)
+        assert self.show(terms.token)
         return terms
 
     def post(self, request: Call[Any], **envelope: int) -> int:
@@ -85,6 +101,12 @@ class RawPeer:
         while (reply := decode_reply(self.dealer.recv())).seq != seq:
             pass
         return reply
+
+    def call(self, request: Call[R]) -> R:
+        """The result of a request. Errors: the daemon's."""
+        reply = self.ask(request)
+        result: R = decode_result(BY_REQUEST[type(request)], reply.errno, reply.body)
+        return result
 
     def errno_of(self, request: Call[Any], **envelope: int) -> Errno | int:
         """How the daemon answers a request; 0 is well."""

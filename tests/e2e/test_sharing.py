@@ -1,4 +1,4 @@
-"""Unrelated processes share memory through the daemon, and none of them can change what is sealed."""
+"""Unrelated processes share memory through the daemon; none can change what is sealed."""
 
 import errno
 import fcntl
@@ -11,8 +11,6 @@ import pytest
 import libmem
 from libmem.abi import calls as c
 from libmem.abi.errors import Errno, MemError
-from libmem.abi.wire import decode_result
-from libmem.abi.syscalls import BY_REQUEST
 from tests.e2e.actor import Actor
 from tests.e2e.daemon import Daemon, tier
 from tests.e2e.raw import RawPeer
@@ -55,21 +53,14 @@ with client.map("/t/large") as mapping:
         two.end()
 
 
-def _descriptor(peer: RawPeer, request: c.Call[c.MapReply]) -> int:
-    """A mapped cube's descriptor, as the operating system handed it over."""
-    reply = peer.ask(request)
-    result = decode_result(BY_REQUEST[type(request)], reply.errno, reply.body)
-    tag, fd = peer.take_descriptor()
-    assert tag.handle == result.handle
-    return fd
-
-
 def test_a_reader_cannot_change_sealed_memory(shared: Daemon, client: libmem.Client) -> None:
     payload = os.urandom(1 << 20)
     client.write("/t/large", payload, type=libmem.CubeType.BLOB)
-    with RawPeer(shared) as peer:
+    with RawPeer(shared.runtime_dir) as peer:
         peer.bind()
-        fd = _descriptor(peer, c.MmapCube("/t/large"))
+        mapped = peer.call(c.MmapCube("/t/large"))
+        tag, fd = peer.take_descriptor()
+        assert tag.handle == mapped.handle
         again = os.open(f"/proc/self/fd/{fd}", os.O_RDWR)
         for way in (fd, again):
             with pytest.raises(PermissionError):
@@ -103,10 +94,9 @@ def test_private_mappings_keep_their_writes_to_themselves(client: libmem.Client)
 def test_a_writable_mapping_anywhere_keeps_a_fill_from_being_sealed(
     shared: Daemon, client: libmem.Client
 ) -> None:
-    with RawPeer(shared) as peer:
+    with RawPeer(shared.runtime_dir) as peer:
         peer.bind()
-        reply = peer.ask(c.CreateCube(name="/t/x", size_bytes=1 << 20))
-        made = decode_result(BY_REQUEST[c.CreateCube], reply.errno, reply.body)
+        made = peer.call(c.CreateCube(name="/t/x", size_bytes=1 << 20))
         _, fd = peer.take_descriptor()
         elsewhere = os.dup(fd)
         view = mmap.mmap(elsewhere, 1 << 20)
@@ -131,10 +121,9 @@ def test_a_writable_mapping_anywhere_keeps_a_fill_from_being_sealed(
 def test_a_writer_that_meddles_with_the_memory_commits_nothing(
     what: str, shared: Daemon, client: libmem.Client
 ) -> None:
-    with RawPeer(shared) as peer:
+    with RawPeer(shared.runtime_dir) as peer:
         peer.bind()
-        reply = peer.ask(c.CreateCube(name="/t/x", size_bytes=1 << 20))
-        made = decode_result(BY_REQUEST[c.CreateCube], reply.errno, reply.body)
+        made = peer.call(c.CreateCube(name="/t/x", size_bytes=1 << 20))
         _, fd = peer.take_descriptor()
         if what == "shrunk":
             os.ftruncate(fd, 1 << 10)
@@ -151,7 +140,7 @@ def test_a_writer_that_meddles_with_the_memory_commits_nothing(
 
 
 def test_a_handle_is_good_in_its_own_session_only(shared: Daemon, client: libmem.Client) -> None:
-    with client.create("/t/x", 1 << 20) as fill, RawPeer(shared) as peer:
+    with client.create("/t/x", 1 << 20) as fill, RawPeer(shared.runtime_dir) as peer:
         peer.bind()
         assert peer.errno_of(c.SealCube(handle=fill.handle)) is Errno.EBADF
         assert peer.errno_of(c.AbortCube(handle=fill.handle)) is Errno.EBADF

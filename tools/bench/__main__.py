@@ -7,6 +7,7 @@ Nothing is loaded before it is needed: the benchmarks' own processes import this
 import argparse
 import dataclasses
 import importlib
+import signal
 import sys
 from pathlib import Path
 from typing import Any, Final
@@ -29,6 +30,8 @@ def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     options = _parser().parse_args(argv)
     names = list(_BENCHMARKS) if options.name == "all" else [options.name]
+    # As Ctrl-C: daemons are stopped and stores removed.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         found = {name: _run(name, options) for name in names}
     except KeyboardInterrupt:
@@ -36,6 +39,8 @@ def main(argv: list[str] | None = None) -> int:
     except (MemError, OSError) as error:
         print(f"memos-bench: {error}", file=sys.stderr)
         return 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if options.json:
         from memosd.tools.bench.report import dump
 
@@ -45,6 +50,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     rows = "\n".join(f"  {name:6} {what}" for name, (_, what) in _BENCHMARKS.items())
+    rows += "\n  all    each of them, in this order"
     parser = argparse.ArgumentParser(
         prog="memos-bench",
         description="Measure memosd against the peer or physical limit of the same run.",

@@ -7,6 +7,7 @@ the benchmark, and none outlives its `Worker`.
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from multiprocessing.connection import Connection
@@ -102,6 +103,7 @@ def on_core(core: int) -> Iterator[None]:
 
 def _run(pipe: Connection, body: Body, args: tuple[object, ...]) -> None:
     """The process: errors that have a meaning go to the benchmark, others end it loudly."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the benchmark's; it ends this one
     try:
         with body(*args) as carry_out:
             pipe.send("ready")

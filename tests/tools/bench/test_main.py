@@ -1,10 +1,12 @@
 """The command line of memos-bench."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from libmem.abi.errors import Errno, MemError
@@ -104,6 +106,20 @@ def test_all_is_one_object_with_each_benchmark(
     assert list(found) == ["benchmark", "boot", "rpc", "put", "mmap", "scale"]
     assert found["boot"]["import_ms"] == 40.0
     assert found["rpc"]["is_met"] is False
+
+
+@pytest.mark.slow
+def test_a_terminated_run_leaves_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "memosd.tools.bench", "mmap", "--dir", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        bench = psutil.Process(run.pid)
+        # In the middle of it: the daemon serves and the second process has started.
+        while len(children := bench.children(recursive=True)) < 2 and run.poll() is None:
+            os.sched_yield()
+        run.terminate()
+        assert run.wait() == 130
+    assert psutil.wait_procs(children, timeout=60)[1] == []
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
