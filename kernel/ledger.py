@@ -80,9 +80,13 @@ class Ledger:
 
         Not to be held over an await.
         """
-        pending = self._pending(table, start, prefix)
-        if pending:
+        flushing = _within(self._flushing, table, start, prefix)
+        filling = _within(self._filling, table, start, prefix)
+        if filling:
             self._touched = self._filling_generation
+        elif flushing:
+            self._touched = max(self._touched, self._filling_generation - 1)
+        pending = {**flushing, **filling}
         settled = self._settled(table, start, prefix)
         if not pending:
             yield from settled
@@ -90,14 +94,6 @@ class Ledger:
         changed = sorted((key, value) for key, value in pending.items() if value is not None)
         kept = ((key, value) for key, value in settled if key not in pending)
         yield from heapq.merge(changed, kept)
-
-    def _pending(self, table: str, start: bytes, prefix: bytes) -> dict[bytes, bytes | None]:
-        return {
-            key: value
-            for generation in (self._flushing, self._filling)
-            for (of, key), value in generation.items()
-            if of == table and key >= start and key.startswith(prefix)
-        }
 
     def _settled(self, table: str, start: bytes, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
         for key, value in self._store.scan(table, start):
@@ -203,3 +199,12 @@ class Ledger:
         )
         for waiter in waiters:
             waiter(reason)
+
+
+def _within(changes: Changes, table: str, start: bytes, prefix: bytes) -> dict[bytes, bytes | None]:
+    """The changes that concern a scan."""
+    return {
+        key: value
+        for (of, key), value in changes.items()
+        if of == table and key >= start and key.startswith(prefix)
+    }

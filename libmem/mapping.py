@@ -59,8 +59,9 @@ class Mapping(mmap.mmap):
             if reply.size_bytes == 0:
                 raise MemError(Errno.EINVAL, f"{name} is empty, there is nothing to map")
             self = super().__new__(cls, grant.fd, reply.size_bytes, mmap.MAP_PRIVATE, prot)
-        except OSError as error:
-            raise map_error(name, error) from None
+        except (OSError, MemError) as error:
+            grant.lease.give_back()  # now: whoever keeps the error would keep the lease alive
+            raise map_error(name, error) if isinstance(error, OSError) else error from None
         finally:
             os.close(grant.fd)
         self._lease = grant.lease
@@ -142,7 +143,9 @@ def array_view(
         if not 0 <= offset_bytes <= len(buffer):
             raise ValueError(f"offset {offset_bytes}")
         element = np.dtype(dtype)
-        count = (len(buffer) - offset_bytes) // element.itemsize if shape is None else math.prod(shape)
+        count = (
+            (len(buffer) - offset_bytes) // element.itemsize if shape is None else math.prod(shape)
+        )
         if count == 0:
             return np.empty(0 if shape is None else tuple(shape), element)
         # frombuffer keeps the memory from being unmapped under the array; ndarray() would not.

@@ -5,12 +5,13 @@
 The control road is a ZeroMQ ROUTER. Who sent a message is the `Peer-Address` property that
 libzmq took from the socket's credentials (`:uid:gid:pid`), looked at on every message. ZeroMQ's
 descriptor is edge-triggered, so the road is drained before the loop waits again. Replies never
-block: a peer that does not read loses its replies, not the daemon.
+block: those that ZeroMQ does not take at once wait here, and a peer that goes on not reading
+loses its replies, not the daemon.
 """
 
 import os
 import select
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from pathlib import Path
 from typing import Final
 
@@ -34,6 +35,10 @@ _log = structlog.get_logger("memosd.server")
 _MESSAGES_PER_TURN: Final = 256
 """Served before the loop looks at other descriptors, timers and the commit again."""
 _STRANGERS_MAX: Final = 4096
+_LATE_MAX_BYTES: Final = 32 << 20
+"""Replies kept for one peer that does not read as fast as it asks; more are dropped."""
+_LATE_RETRY_S: Final = 0.05
+"""ZeroMQ's descriptor tells when a peer has room again; this is for edges that a send swallowed."""
 # As plain integers: arithmetic on zmq's flag enums costs a microsecond each, on every message.
 _MORE: Final = int(zmq.SNDMORE | zmq.DONTWAIT)
 _NOWAIT: Final = int(zmq.DONTWAIT)
@@ -45,22 +50,61 @@ _STOP_GRACE_NS: Final = 30_000_000_000
 class ControlPeer:
     """One connection of the control road."""
 
-    __slots__ = ("_router", "_routing_id", "address", "identity", "session")
+    __slots__ = (
+        "_late",
+        "_late_bytes",
+        "_router",
+        "_routing_id",
+        "_slow",
+        "address",
+        "identity",
+        "session",
+    )
 
-    def __init__(self, router: "zmq.Socket[bytes]", routing_id: bytes, address: str) -> None:
+    def __init__(
+        self,
+        router: "zmq.Socket[bytes]",
+        routing_id: bytes,
+        address: str,
+        slow: set["ControlPeer"],
+    ) -> None:
+        """`slow`: where it enrols while replies wait, to be asked to `flush`."""
         self._router = router
         self._routing_id = routing_id
+        self._slow = slow
+        self._late: deque[bytes] = deque()
+        self._late_bytes = 0
         self.address = address
         self.identity = _parse_identity(address)
         self.session: Session | None = None
 
     def reply(self, frame: bytes) -> None:
+        # One commit may answer a thousand calls of one peer, faster than ZeroMQ passes them on.
+        if not self._late and self._send(frame):
+            return
+        if self._late_bytes + len(frame) <= _LATE_MAX_BYTES:
+            self._late.append(frame)
+            self._late_bytes += len(frame)
+            self._slow.add(self)
+
+    def flush(self) -> None:
+        """Send what waits, as far as there is room."""
+        while self._late:
+            if not self._send(self._late[0]):
+                return
+            self._late_bytes -= len(self._late.popleft())
+        self._slow.discard(self)
+
+    def _send(self, frame: bytes) -> bool:
+        """False when ZeroMQ holds as many replies for this peer as it may."""
         try:
             self._router.send(self._routing_id, _MORE)
             self._router.send(frame, _NOWAIT)
+        except zmq.Again:
+            return False
         except zmq.ZMQError:
-            # EHOSTUNREACH: gone. EAGAIN: it does not read. Either way the reply is its loss.
-            return
+            return True  # EHOSTUNREACH: the peer is gone, and the reply is its loss
+        return True
 
 
 def _parse_identity(address: str) -> Identity:
@@ -80,6 +124,7 @@ class Server:
         self._router = self._bind_control(mode)
         self._fd_road = FdRoad(runtime_dir / FD_SOCKET, mode, self._epoll)
         self._peers: OrderedDict[bytes, ControlPeer] = OrderedDict()
+        self._slow: set[ControlPeer] = set()
         self._is_stopping = False
         self._is_stopped = False
         self._notifier = Notifier()
@@ -145,14 +190,23 @@ class Server:
         while not self._is_stopped:
             self._drain(kernel)
             kernel.turn()
+            for peer in list(self._slow):
+                peer.flush()
             # Sending may have swallowed the edge that announced a message: look once more.
-            delay_s = 0.0 if self._has_message() else kernel.parts.timers.next_delay_s()
+            delay_s = 0.0 if self._has_message() else self._delay_s(kernel)
             for fd, _ in self._epoll.poll(delay_s):
                 if fd == self._wakeup.fd:
                     self._wakeup.deliver()
                 else:
                     self._fd_road.serve(fd, kernel)
         self._close(kernel)
+
+    def _delay_s(self, kernel: Kernel) -> float | None:
+        """How long the loop may wait for events; None: until one comes."""
+        delay_s = kernel.parts.timers.next_delay_s()
+        if not self._slow:
+            return delay_s
+        return _LATE_RETRY_S if delay_s is None else min(delay_s, _LATE_RETRY_S)
 
     def _announce(self, kernel: Kernel) -> None:
         self._notifier.send("READY=1", f"MAINPID={os.getpid()}", self._status(kernel))
@@ -192,7 +246,9 @@ class Server:
         peer = self._peers.get(routing_id)
         if peer is None or peer.address != address:
             # New, or another process under a routing id that was used before.
-            peer = self._peers[routing_id] = ControlPeer(self._router, routing_id, address)
+            peer = self._peers[routing_id] = ControlPeer(
+                self._router, routing_id, address, self._slow
+            )
             if len(self._peers) > _STRANGERS_MAX:
                 self._forget_strangers()
         return peer

@@ -20,8 +20,8 @@ __all__ = ["DocumentRows"]
 _TOKENIZE: Final = " ".join(f"'{word}'" if " " in word else word for word in TOKENIZER)
 _WORDS: Final = re.compile(r"words_(\d+)")
 
-_REWRITE_RATIO: Final = 100
-"""Erasing one passage's postings takes about as long as indexing a hundred passages."""
+_REWRITE_RATIO: Final = 50
+"""Erasing one passage's postings takes about as long as indexing fifty passages."""
 
 
 class _Row(NamedTuple):
@@ -151,8 +151,9 @@ class DocumentRows:
         if self._db.execute(sql, (namespace,)).get:
             self._make(namespace)
             self._db.execute(
-                f"INSERT INTO words_{namespace} (rowid, text) SELECT passage.passage, passage.text"
-                " FROM (SELECT doc, passages FROM document WHERE namespace = ? ORDER BY doc) AS cube"
+                f"INSERT INTO words_{namespace} (rowid, text)"
+                " SELECT passage.passage, passage.text"
+                " FROM (SELECT doc, passages FROM document WHERE namespace = ? ORDER BY doc) cube"
                 " CROSS JOIN passage"
                 " ON passage.passage BETWEEN cube.doc AND cube.doc + cube.passages - 1",
                 (namespace,),

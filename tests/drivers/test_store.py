@@ -309,6 +309,17 @@ def test_flipped_bits_kill_nobody_who_is_warned(path: Path) -> None:
     assert {"ECORRUPT", "rows 3000"} <= set(outcomes)
 
 
+def test_rows_that_are_missing_are_noticed_after_a_crash(path: Path) -> None:
+    image = filled_image(path)
+    rows = (3000).to_bytes(8, "little")
+    assert rows in image  # the table's own count
+    path.write_bytes(image.replace(rows, (3001).to_bytes(8, "little")))
+    path.with_name(path.name + ".open").touch()
+    with raises(Errno.ECORRUPT) as caught:
+        opened(path)
+    assert "3000 rows of 3001" in caught.value.message
+
+
 def test_a_start_after_a_crash_changes_nothing(path: Path) -> None:
     image = filled_image(path)
     path.with_name(path.name + ".open").touch()

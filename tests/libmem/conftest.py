@@ -1,5 +1,6 @@
-"""What the client's tests share: a scripted daemon, clients of it, and counts that must not grow."""
+"""What the tests of the client share: a scripted daemon, a client of it, a count of open files."""
 
+import gc
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -31,6 +32,18 @@ def client(daemon: FakeDaemon) -> Iterator[libmem.Client]:
 
 
 @pytest.fixture
-def open_files() -> Callable[[], int]:
-    """How many descriptors this process, the scripted daemon included, has open."""
-    return lambda: len(os.listdir("/proc/self/fd"))
+def open_memory() -> Callable[[], int]:
+    """How many descriptors of cubes' memory this process has open, the scripted daemon's too."""
+
+    def count() -> int:
+        gc.collect()  # what an earlier test's error still held
+        return sum(_is_memory(fd) for fd in os.listdir("/proc/self/fd"))
+
+    return count
+
+
+def _is_memory(fd: str) -> bool:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}").startswith("/memfd:")
+    except FileNotFoundError:  # the listing's own, or another thread's
+        return False

@@ -157,7 +157,7 @@ class FakeDaemon:
         except MemError as error:
             self.reply(incoming, error)
             return
-        if incoming.name in {"create_cube", "mmap_cube"}:
+        if isinstance(result, c.CreateReply | c.MapReply):
             self.send_descriptor(session, result.handle)
         self.reply(incoming, result)
 

@@ -7,12 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from libmem.abi import calls as c
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.limits import READ_MAX_BYTES
 from libmem.abi.structs import (
     Behaviour,
     CubeType,
+    Descriptive,
     Durability,
     Event,
     EventKind,
@@ -115,7 +118,7 @@ class FakeKernel:
         return Stat(
             name=name, id=b"i" * 16, type=kind, version=version,
             latest_version=len(self.cubes[name]), size_bytes=len(payload), digest=b"d" * 16,
-            created_ns=1, modified_ns=2, descriptive=c.Descriptive(), governance=Governance(),
+            created_ns=1, modified_ns=2, descriptive=Descriptive(), governance=Governance(),
             behaviour=Behaviour(), durability=Durability.DURABLE,
         )  # fmt: skip
 
@@ -217,7 +220,7 @@ class FakeKernel:
                 errno, body = 0, encode(self.perform(session, request))
             except MemError as error:
                 errno, body = int(error.errno), encode(Fault(error.message, error.detail))
-            items.append(c.BatchItem(errno, c.msgspec.Raw(body)))
+            items.append(c.BatchItem(errno, msgspec.Raw(body)))
         return c.BatchReply(tuple(items))
 
     def _held(self, session: FakeSession, handle: int) -> int:

@@ -138,12 +138,12 @@ def test_a_cancelled_call_gives_back_what_it_is_granted(
     daemon: FakeDaemon,
     syscall: str,
     is_answered_first: bool,
-    open_files: Callable[[], int],
+    open_memory: Callable[[], int],
 ) -> None:
     async def main() -> None:
         async with await libmem.aio.connect(daemon.runtime_dir) as client:
             await client.write("/a/b", "x")
-            before = open_files()
+            before = open_memory()
             daemon.script(syscall, hold)
             call: dict[str, Callable[[], Coroutine[Any, Any, object]]] = {
                 "mmap_cube": lambda: client.map("/a/b"),
@@ -165,7 +165,7 @@ def test_a_cancelled_call_gives_back_what_it_is_granted(
             await client.info()
             await client.info()
             await seen(daemon, lambda: daemon.live_sessions()[0].handles == 0)
-            assert open_files() == before
+            assert open_memory() == before
 
     asyncio.run(main())
 

@@ -84,10 +84,10 @@ def test_a_pin_is_held_until_released(client: libmem.Client, daemon: FakeDaemon)
     client.write("/a/b", "x")
     session = daemon.live_sessions()[0]
     with client.pin("/a/b") as pin:
-        assert pin.is_held
+        was_held = pin.is_held
         assert list(session.pinned.values()) == ["/a/b"]
     pin.release()
-    assert not pin.is_held
+    assert (was_held, pin.is_held) == (True, False)
     daemon.wait_for(lambda: not session.pinned)
     assert daemon.count("unpin_cube") == 1
 
@@ -111,6 +111,7 @@ def test_a_call_times_out_and_its_late_reply_is_ignored(
     with pytest.raises(MemError) as raised:
         client.call(c.StatCube("/a/b"), timeout_s=0.02)
     assert errno_of(raised) is Errno.ETIMEDOUT
+    daemon.wait_for(lambda: daemon.count("stat_cube") == 1)
     daemon.release_held()
     assert client.read("/a/b") == b"x"
 
@@ -126,23 +127,27 @@ def test_a_call_out_of_patience_from_the_start_times_out(
 
 @pytest.mark.parametrize("syscall", ["mmap_cube", "create_cube", "pin_cube"])
 def test_a_handle_that_comes_late_is_given_back(
-    syscall: str, daemon: FakeDaemon, open_files: Callable[[], int]
+    syscall: str, daemon: FakeDaemon, open_memory: Callable[[], int]
 ) -> None:
     with libmem.connect(daemon.runtime_dir, timeout_s=0.05) as client:
         client.write("/a/b", "x")
-        before = open_files()
+        before = open_memory()
         daemon.script(syscall, hold)
+        calls: dict[str, Callable[[], object]] = {
+            "mmap_cube": lambda: client.map("/a/b"),
+            "create_cube": lambda: client.create("/a/c", 100),
+            "pin_cube": lambda: client.pin("/a/b"),
+        }
         with pytest.raises(MemError) as raised:
-            {"mmap_cube": client.map, "pin_cube": client.pin}.get(
-                syscall, lambda name: client.create(name, 100)
-            )("/a/b")
+            calls[syscall]()
         assert errno_of(raised) is Errno.ETIMEDOUT
+        daemon.wait_for(lambda: daemon.count(syscall) == 1)
         daemon.release_held()
         client.call(c.StatCube("/a/b"), timeout_s=10)  # meets the late reply
         session = daemon.live_sessions()[0]
         daemon.wait_for(lambda: session.handles == 0)
         assert daemon.count(syscall) == 1
-        assert open_files() == before
+        assert open_memory() == before
 
 
 def test_a_late_handle_of_an_interrupted_call_is_given_back(
@@ -160,21 +165,22 @@ def test_a_late_handle_of_an_interrupted_call_is_given_back(
         patch.setattr(link, "receive", interrupted)
         with pytest.raises(KeyboardInterrupt):
             client.pin("/a/b")
+    daemon.wait_for(lambda: daemon.count("pin_cube") == 1)
     daemon.release_held()
     client.info()
     daemon.wait_for(lambda: daemon.count("unpin_cube") == 1)
 
 
 def test_a_raw_call_keeps_the_handle_and_no_descriptor(
-    client: libmem.Client, daemon: FakeDaemon, open_files: Callable[[], int]
+    client: libmem.Client, daemon: FakeDaemon, open_memory: Callable[[], int]
 ) -> None:
     client.write("/a/b", "x")
-    before = open_files()
+    before = open_memory()
     mapped = client.call(c.MmapCube("/a/b"))
     assert daemon.live_sessions()[0].mapped == {mapped.handle: "/a/b"}
-    assert open_files() == before + 1  # the daemon's own
+    assert open_memory() == before + 1  # the daemon's own
     client.call(c.MunmapCube(mapped.handle))
-    assert open_files() == before
+    assert open_memory() == before
 
 
 def test_a_reply_that_is_none_is_reported_and_survived(

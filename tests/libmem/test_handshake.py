@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import zmq
 
 import libmem
 from libmem import handshake
 from libmem.abi import paths
 from libmem.abi.errors import Errno, MemError
+from libmem.link import Link
 from tests.libmem.fake_daemon import FakeDaemon, Incoming, die, refuse, silent
 
 
@@ -81,16 +83,20 @@ def test_another_abi_version_is_reported(daemon: FakeDaemon) -> None:
     assert refusal(daemon.runtime_dir).errno is Errno.EPROTONOSUPPORT
 
 
-def test_a_failed_greeting_leaves_nothing_open(daemon: FakeDaemon) -> None:
-    with libmem.connect(daemon.runtime_dir):
-        pass  # ZeroMQ's own descriptors are made with the first socket
-    daemon.wait_for(lambda: not daemon.live_sessions())
-    daemon.script("hello", *[refuse(MemError(Errno.EMFILE, "full"))] * 30)
-    before = len(os.listdir("/proc/self/fd"))
-    for _ in range(30):
-        assert refusal(daemon.runtime_dir).errno is Errno.EMFILE
-    # ZeroMQ and the daemon close theirs a moment later, so a few may be left; not thirty.
-    assert len(os.listdir("/proc/self/fd")) < before + 30
+def test_a_failed_greeting_leaves_nothing_open(
+    daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Link] = []
+
+    def recorded(dealer: zmq.Socket[bytes], road: socket.socket) -> Link:
+        opened.append(Link(dealer, road))
+        return opened[-1]
+
+    monkeypatch.setattr(handshake, "Link", recorded)
+    daemon.script("hello", refuse(MemError(Errno.EMFILE, "full")), die)
+    assert refusal(daemon.runtime_dir).errno is Errno.EMFILE
+    assert refusal(daemon.runtime_dir).errno is Errno.ECONNREFUSED
+    assert [(link.road.fileno(), link.dealer.closed) for link in opened] == [(-1, True)] * 2
 
 
 def test_the_program_is_named(daemon: FakeDaemon) -> None:

@@ -98,7 +98,7 @@ def render_bench(version: str) -> str:
     page.synopsis("memos-bench", "NAME [--json] [--quick] [--cubes N] [--dir DIR]")
     page.section("Description")
     page.text(f"{parser.description} Each benchmark starts a daemon of its own, in a directory of "
-              "its own, and removes both. NAME is one of these, or all:")  # fmt: skip
+              "its own, and removes both. NAME is one of these:")  # fmt: skip
     for line in str(parser.epilog).splitlines()[1:]:
         name, what = line.split(maxsplit=1)
         page.item([name], what)

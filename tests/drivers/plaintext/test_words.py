@@ -18,8 +18,8 @@ from tests.drivers.plaintext.lexicon import ids, write
         ("cafe au lait", "CAFÉ"),
         ("cafe\u0301 au lait", "café"),
         ("Straße und Größe", "grosse größe"),
-        ("прекрасная Москва", "МОСКВА"),
-        ("ελληνική γλώσσα", "γλωσσα"),
+        ("жёлтый цветок", "ЦВЕТОК"),
+        ("ελληνική γλώσσα", "ΓΛΏΣΣΑ"),
         ("हिन्दी भाषा", "हिन्दी"),
         ("안녕하세요 세계", "세계"),
         ("他喜欢机器学习和围棋", "机器学习"),
@@ -42,7 +42,6 @@ def test_a_word_is_found(index: LexicalIndex, text: str, query: str) -> None:
     [
         ("he runs", "hers"),
         ("机器学习", "器机"),  # neighbours in another order
-        ("机器 学习", "器学"),  # no neighbours
         ("हिन्दी", "ह"),  # not a letter of a word
         ("a fox", ""),
         ("a fox", "   \n"),
@@ -62,7 +61,7 @@ def test_neighbours_of_a_spaceless_script_are_one_mark(index: LexicalIndex) -> N
 
 
 HOSTILE = [
-    '"',
+    '"heron',
     '""heron"',
     "heron AND",
     "NOT heron",

@@ -1,0 +1,203 @@
+"""What the kernel is handed in its tests: a clock, I/O threads, a gate, an index, peers.
+
+Nothing here runs by itself: time moves and work is done when a test says so, in the order it says.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from libmem.abi.errors import Errno, MemError
+from libmem.abi.index import HIT_END, HIT_START, IndexDocument, IndexHit
+from memosd.kernel.session import Session
+from memosd.kernel.wait import Completion
+
+__all__ = ["FakeClock", "FakeGate", "FakeIndex", "FakeIo", "FakePeer", "Job"]
+
+T = TypeVar("T")
+SECOND_NS = 1_000_000_000
+
+
+class FakeClock:
+    """Both clocks of a machine; they stand still unless moved."""
+
+    def __init__(self) -> None:
+        self._passed_ns = 0
+
+    def wall_ns(self) -> int:
+        return 1_700_000_000 * SECOND_NS + self._passed_ns
+
+    def monotonic_ns(self) -> int:
+        return SECOND_NS + self._passed_ns
+
+    def advance(self, by_ns: int) -> None:
+        """Let time pass."""
+        self._passed_ns += by_ns
+
+
+class Job:
+    """A piece of slow work: `execute` does it, `deliver` tells the kernel, `finish` is both."""
+
+    def __init__(self, work: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        name = getattr(work, "__name__", "?")
+        self.name = "commit" if name == "<lambda>" else name
+        """store, load, verify, free, hash, discard, pwrite, pread, commit, ..."""
+        self.args = args
+        self.done: Completion[Any] = Completion()
+        self._work = work
+        self._outcome: tuple[Any, BaseException | None] | None = None
+
+    def execute(self) -> None:
+        """What the thread does; once."""
+        if self._outcome is not None:
+            return
+        try:
+            self._outcome = (self._work(*self.args), None)
+        except OSError as error:  # as the real threads translate it
+            self._outcome = (None, MemError(Errno.EIO, str(error)))
+        except Exception as error:  # noqa: BLE001
+            self._outcome = (None, error)
+
+    def deliver(self) -> None:
+        """What the kernel thread hears of it."""
+        assert self._outcome is not None
+        value, error = self._outcome
+        if error is None:
+            self.done.resolve(value)
+        else:
+            self.done.fail(error)
+
+    def finish(self) -> None:
+        self.execute()
+        self.deliver()
+
+
+class FakeIo:
+    """Holds jobs until a test finishes them; an eager one does each at once."""
+
+    def __init__(self, *, is_eager: bool = False) -> None:
+        self.is_eager = is_eager
+        self.jobs: list[Job] = []
+
+    def run(self, work: Callable[..., T], *args: Any) -> Completion[T]:
+        job = Job(work, args)
+        if self.is_eager:
+            job.finish()
+        else:
+            self.jobs.append(job)
+        return job.done
+
+    def names(self) -> list[str]:
+        """What waits to be done, oldest first."""
+        return [job.name for job in self.jobs]
+
+    def find(self, name: str) -> Job:
+        """The oldest job of a name; fails the test where there is none."""
+        found = [job for job in self.jobs if job.name == name]
+        assert found, f"no {name} among {self.names()}"
+        return found[0]
+
+    def finish(self, name: str) -> None:
+        """Do and deliver the oldest job of a name."""
+        job = self.find(name)
+        self.jobs.remove(job)
+        job.finish()
+
+    def finish_at(self, place: int) -> None:
+        """Do and deliver the job at a place in the queue."""
+        self.jobs.pop(place).finish()
+
+
+class FakeGate:
+    """The fd road's far end: it keeps a duplicate of what is sent, as a client would."""
+
+    def __init__(self) -> None:
+        self.fds: dict[tuple[int, int], int] = {}
+        """(session number, handle) -> descriptor"""
+        self.failure: MemError | None = None
+        self.is_stopped = False
+
+    def send_fd(self, session: Session, handle: int, fd: int) -> None:
+        if self.failure is not None:
+            raise self.failure
+        self.fds[session.number, handle] = os.dup(fd)
+
+    def stop(self) -> None:
+        self.is_stopped = True
+
+    def close(self, session: int, handle: int) -> None:
+        """The client closes what it was sent."""
+        os.close(self.fds.pop((session, handle)))
+
+    def close_all(self) -> None:
+        while self.fds:
+            os.close(self.fds.popitem()[1])
+
+
+class FakePeer:
+    """A connection of the control road; keeps its replies."""
+
+    def __init__(self) -> None:
+        self.session: Session | None = None
+        self.frames: list[bytes] = []
+
+    def reply(self, frame: bytes) -> None:
+        self.frames.append(frame)
+
+
+class FakeIndex:
+    """Words in a dict. What was applied outlives a crash, as a file would."""
+
+    name = "fake"
+
+    def __init__(self) -> None:
+        self.stamp = 0
+        self.documents: dict[bytes, IndexDocument] = {}
+        self.failure: MemError | None = None
+        """Raised by every call while it is set."""
+        self.clears = 0
+
+    def open(self) -> int:
+        self._fail_as_planned()
+        return self.stamp
+
+    def apply(
+        self, stamp: int, documents: Sequence[IndexDocument], removed: Iterable[bytes]
+    ) -> None:
+        self._fail_as_planned()
+        for cube_id in removed:
+            self.documents.pop(cube_id, None)
+        for document in documents:
+            self.documents[document.id] = document
+        self.stamp = stamp
+
+    def search(self, query: str, namespaces: Mapping[int, str], limit: int) -> list[IndexHit]:
+        self._fail_as_planned()
+        found = [
+            IndexHit(document.id, document.version, float(score), f"{HIT_START}{query}{HIT_END}")
+            for document in self.documents.values()
+            if _is_within(document, namespaces)
+            and (score := re.findall(r"\w+", document.text).count(query))
+        ]
+        return sorted(found, key=lambda hit: (-hit.score, hit.id))[:limit]
+
+    def clear(self) -> None:
+        self._fail_as_planned()
+        self.clears += 1
+        self.stamp = 0
+        self.documents.clear()
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def _fail_as_planned(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+
+
+def _is_within(document: IndexDocument, namespaces: Mapping[int, str]) -> bool:
+    prefix = namespaces.get(document.namespace)
+    if prefix is None:
+        return False
+    return not prefix or document.name == prefix or document.name.startswith(prefix + "/")
