@@ -10,7 +10,7 @@ STAMP  := $(VENV)/.made-$(shell printf '%s' '$(CURDIR)' | cksum | cut -d' ' -f1)
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help dev demo test check bench clean
+.PHONY: help dev demo test check bench docs clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -32,6 +32,9 @@ check: $(STAMP)  ## formatting, lint, types, one-way imports
 
 bench: $(STAMP)  ## run every benchmark against its physical limit
 	@$(VENV)/bin/memos-bench all
+
+docs: $(STAMP)  ## write docs/syscalls.md and docs/man again, from the code
+	@$(PY) -m memosd.tools.docs
 
 clean:  ## remove .venv, caches and build output
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

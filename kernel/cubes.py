@@ -6,7 +6,8 @@ rows. After a wait `admit` runs again, so what is committed was checked against 
 is. Kernel thread only.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -14,6 +15,7 @@ import msgspec
 from libmem.abi.calls import CreateCube, SetHeader, WriteCube, WriteReply
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.limits import (
+    ATTRIBUTES_DEPTH_MAX,
     ATTRIBUTES_MAX_BYTES,
     PARENTS_MAX,
     PRIORITY_MAX,
@@ -310,8 +312,10 @@ def _nobody_removes(cube_id: bytes, row: CubeRow) -> None:
 
 def check_header(descriptive: Descriptive, attributes: dict[str, Any]) -> None:
     """Sizes of the free fields. Errors: EINVAL."""
-    if attributes and len(encode(attributes)) > ATTRIBUTES_MAX_BYTES:
-        raise MemError(Errno.EINVAL, f"attributes have at most {ATTRIBUTES_MAX_BYTES} bytes")
+    if attributes:
+        _check_depth(attributes)
+        if len(encode(attributes)) > ATTRIBUTES_MAX_BYTES:
+            raise MemError(Errno.EINVAL, f"attributes have at most {ATTRIBUTES_MAX_BYTES} bytes")
     if descriptive == _PLAIN_DESCRIPTIVE:
         return
     if len(descriptive.tags) > TAGS_MAX:
@@ -332,3 +336,18 @@ def _texts(descriptive: Descriptive) -> Iterator[str]:
         descriptive.producer,
         descriptive.media_type,
     )
+
+
+def _check_depth(attributes: dict[str, Any]) -> None:
+    """Level by level: recursion is what a deep value would exhaust. Errors: EINVAL."""
+    level: list[Any] = [attributes]
+    for _ in range(ATTRIBUTES_DEPTH_MAX):
+        inner = [item for outer in level for item in _items(outer)]
+        level = [item for item in inner if isinstance(item, dict | list | tuple)]
+        if not level:
+            return
+    raise MemError(Errno.EINVAL, f"attributes are nested deeper than {ATTRIBUTES_DEPTH_MAX}")
+
+
+def _items(outer: dict[Any, Any] | list[Any] | tuple[Any, ...]) -> Iterable[Any]:
+    return chain(outer, outer.values()) if isinstance(outer, dict) else outer

@@ -21,7 +21,7 @@ from libmem.abi.structs import Value
 from libmem.abi.syscalls import BY_NUMBER, SYSCALLS, Access, Syscall
 from libmem.abi.wire import args_decoder, decode_request, encode_error, encode_reply
 from memosd.kernel.access import Identity
-from memosd.kernel.session import Session
+from memosd.kernel.session import Handle, Session
 from memosd.kernel.wait import Completion, spawn
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Peer(Protocol):
 class Context:
     """One call in progress."""
 
-    __slots__ = ("kernel", "peer", "row", "session", "who")
+    __slots__ = ("granted", "kernel", "peer", "row", "session", "who")
 
     def __init__(self, kernel: "Kernel", peer: Peer, row: Syscall, session: Session | None) -> None:
         self.kernel = kernel
@@ -54,6 +54,21 @@ class Context:
         self.session: Session = session  # type: ignore[assignment]
         """Always there, except for `hello`."""
         self.who: Identity = session.identity if session else None  # type: ignore[assignment]
+        self.granted: tuple[int, ...] = ()
+        """Handles the call gave to the session."""
+
+    def grant(self, kind: str, subject: object, release: Callable[[], None]) -> int:
+        """Errors: ECANCELED when the session ended during the call; then it was released."""
+        number = self.kernel.sessions.grant(self.session, Handle(kind, subject, release))
+        self.granted += (number,)
+        return number
+
+    def take_back(self, handles: tuple[int, ...]) -> None:
+        """Release handles of a caller that will not learn of them."""
+        for number in handles:
+            handle = self.session.handles.pop(number, None)
+            if handle is not None:
+                handle.release()
 
 
 Handler = Callable[[Context, Any], Value | Coroutine[Completion[Any], None, Value]]
@@ -92,15 +107,18 @@ class Dispatch:
         self._ledger.begin_answer()
         try:
             context, args = self._enter(peer, identity, request)
-            result = self._handlers[request.number](context, args)
         except Exception as error:  # noqa: BLE001
-            self._answer(peer, request.seq, self._translated(error), self._ledger.barrier())
+            self._send(peer, request.seq, self._translated(error))
             return
-        if isinstance(result, CoroutineType):
-            self._follow(peer, request.seq, result)
+        outcome: Any
+        try:
+            outcome = self._handlers[request.number](context, args)
+        except Exception as error:  # noqa: BLE001
+            outcome = self._translated(error)
+        if isinstance(outcome, CoroutineType):
+            self._follow(context, request.seq, outcome)
         else:
-            assert isinstance(result, Value)
-            self._answer(peer, request.seq, result, self._ledger.barrier())
+            self._answer(context, request.seq, outcome, self._ledger.barrier())
 
     def _enter(self, peer: Peer, identity: Identity, request: Any) -> tuple[Context, Any]:
         kernel = self._kernel
@@ -146,7 +164,7 @@ class Dispatch:
         except (msgspec.DecodeError, ValueError, RecursionError) as error:
             raise MemError(Errno.EBADMSG, f"{row.name}: {error}") from None
 
-    def _follow(self, peer: Peer, seq: int, call: Coroutine[Any, None, Value]) -> None:
+    def _follow(self, context: Context, seq: int, call: Coroutine[Any, None, Value]) -> None:
         done = spawn(call)
 
         def finish() -> None:
@@ -156,17 +174,20 @@ class Dispatch:
             except Exception as error:  # noqa: BLE001
                 outcome = self._translated(error)
             # Its reads were spread over several turns: wait for all that is pending.
-            self._answer(peer, seq, outcome, self._ledger.pending_barrier())
+            self._answer(context, seq, outcome, self._ledger.pending_barrier())
 
         done.on_done(finish)
 
-    def _answer(self, peer: Peer, seq: int, outcome: Value | MemError, barrier: int) -> None:
+    def _answer(self, context: Context, seq: int, outcome: Value | MemError, barrier: int) -> None:
         if not barrier:
-            self._send(peer, seq, outcome)
+            self._send(context.peer, seq, outcome)
             return
 
         def send(failure: MemError | None) -> None:
-            self._send(peer, seq, failure or outcome)
+            if failure is not None:
+                context.take_back(context.granted)
+                failure = _as_promised(context.row, failure)
+            self._send(context.peer, seq, failure or outcome)
 
         self._ledger.when_durable(barrier, send)
 
@@ -206,6 +227,13 @@ class Dispatch:
             raise MemError(Errno.EOPNOTSUPP, f"{row.name} cannot be part of a batch")
         self.require(context, row)
         return self._handlers[number](context, self.decode(row, args))
+
+
+def _as_promised(row: Syscall, failure: MemError) -> MemError:
+    """A failed commit as the row may report it: who only read knows no ENOSPC."""
+    if failure.errno in row.errors:
+        return failure
+    return MemError(Errno.EIO, failure.message, **failure.detail)
 
 
 _NOT_IN_A_BATCH = frozenset({"hello", "batch", "watch", "sync", "shutdown", "fsck"})

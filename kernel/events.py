@@ -59,10 +59,10 @@ class Events:
                 self._check_retained(since)
                 events, since = self._collect(session.identity, under, since, limit)
                 is_last = is_over.is_done or session.is_ended or self._is_closed
-                if events or is_last or timeout_ms == 0:
+                is_behind = since < self._table.durable_seq
+                if events or is_behind or is_last or timeout_ms == 0:
                     return WatchReply(events=tuple(events), next_seq=since)
-                if since == self._table.durable_seq:
-                    await self._next_commit(session, is_over)
+                await self._next_commit(session, is_over)
         finally:
             timer.cancel()
 
@@ -78,13 +78,15 @@ class Events:
         self, who: Identity, under: str, since: int, limit: int
     ) -> tuple[list[Event], int]:
         events: list[Event] = []
-        for seq, row in islice(self._table.events_after(since), _SCAN_MAX):
+        rows = list(islice(self._table.events_after(since), _SCAN_MAX))
+        for seq, row in rows:
             if self._shows(who, row, under):
                 if len(events) == limit:
-                    break
+                    return events, since
                 events.append(event_of(seq, row))
             since = seq
-        return events, since
+        # A damaged row at the end of the log is passed over, too, or it would be asked for again.
+        return events, since if len(rows) == _SCAN_MAX else self._table.durable_seq
 
     def _shows(self, who: Identity, row: LogRow, under: str) -> bool:
         if not is_under(row.name, under) and not (row.old_name and is_under(row.old_name, under)):

@@ -95,6 +95,8 @@ class Heat:
     def write_back(self) -> None:
         """Put what changed into the next commit and let the rest cool."""
         for cube_id in self._dirty:
+            if self._ledger.get("cubes", cube_id) is None:
+                continue  # observed while it went: an eviction, a fill that came too late
             self._ledger.put("heat", cube_id, encode_row(cube_id, self._warm[cube_id]))
         self._dirty.clear()
         self._warm.clear()

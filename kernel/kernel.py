@@ -5,7 +5,6 @@ indexing, clearing up after a crash) and ends in order. The server calls `serve`
 `turn` and `stop`, all on one thread.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import psutil
@@ -33,7 +32,7 @@ from memosd.kernel.ports import Clock, Driver, FrameTier, Index, Io, Store, Tier
 from memosd.kernel.reclaim import Reclaim
 from memosd.kernel.removal import Removal
 from memosd.kernel.residents import RamAccount, Residents
-from memosd.kernel.session import Handle, Session, Sessions
+from memosd.kernel.session import Session, Sessions
 from memosd.kernel.syscalls.table import HANDLERS
 from memosd.kernel.timers import Timers
 from memosd.kernel.wait import detach
@@ -143,12 +142,6 @@ class Kernel:
     def gone(self, session: Session) -> None:
         """The fd road closed: the client is gone, and everything it held is free."""
         self.sessions.end(session)
-
-    def grant(
-        self, session: Session, kind: str, subject: object, release: Callable[[], None]
-    ) -> int:
-        """Errors: ECANCELED when the session ended during the call; then it was released."""
-        return self.sessions.grant(session, Handle(kind, subject, release))
 
     def send_fd(self, session: Session, number: int, fd: int) -> None:
         """Send a granted handle's descriptor; on failure the handle is taken back."""

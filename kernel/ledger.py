@@ -180,8 +180,8 @@ class Ledger:
             notice()
         for waiter in waiters:
             waiter(None)
-        # Whatever was filled during the disk wait need not wait for the turn's end.
-        self.commit()
+        # What was filled during the disk wait is committed at the turn's end, together with what
+        # arrived meanwhile: a larger group costs no more than a small one.
 
     def _roll_back(self, error: MemError) -> None:
         self._store.settle()

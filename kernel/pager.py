@@ -35,6 +35,7 @@ class Pager:
         self._fills: dict[PayloadKey, Completion[Resident]] = {}
         self._doomed: set[PayloadKey] = set()
         """Unlinked while their fill was under way."""
+        self._table.ledger.on_rollback.append(self._on_rollback)
 
     # -- faults --------------------------------------------------------------------------------
 
@@ -180,3 +181,9 @@ class Pager:
         self.residents.policy.remove(key)
         if not resident.is_held:
             self.reclaim.discard(resident)
+
+    def _on_rollback(self, _error: MemError) -> None:
+        """Payloads that were to come with the failed commit are nobody's."""
+        for key in [*self._fills, *(resident.key for resident in self.residents)]:
+            if not self._table.has_payload(key):
+                self.forget(key)

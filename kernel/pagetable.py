@@ -201,6 +201,10 @@ class PageTable:
         """A payload lies, or will lie, in a page file."""
         self.ledger.put("pages", key, seal_value(key, cube_id))
 
+    def has_payload(self, key: PayloadKey) -> bool:
+        """Does any row name this payload?"""
+        return any(self.ledger.get(table, key) is not None for table in ("payloads", "pages"))
+
     def has_page_file(self, key: PayloadKey) -> bool:
         """Does any row name this page file?"""
         return self.ledger.get("pages", key) is not None

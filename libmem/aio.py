@@ -25,7 +25,7 @@ from libmem.abi.calls import Call, CreateCube, WriteReply
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.structs import Event, Value
 from libmem.abi.wire import Reply
-from libmem.connection import Connection, new_connection
+from libmem.connection import Connection, deadline_of, new_connection
 from libmem.fill import FillMemory
 from libmem.handshake import open_link
 from libmem.lease import Grant
@@ -113,9 +113,7 @@ class AsyncClient(Operations, Awaiting):
     async def call(self, request: Call[R], timeout_s: float | None = None) -> R:
         """One syscall, by its request struct. As `Client.call`."""
         patience_s = self._timeout_s if timeout_s is None else timeout_s
-        reply: R = await _drive(
-            self._connection.performing(self, request, patience_s), self._answer
-        )
+        reply: R = await self._perform(request, patience_s)
         return reply
 
     async def create(self, name: str, size_bytes: int, **options: Unpack[CubeOptions]) -> AsyncFill:
@@ -158,7 +156,11 @@ class AsyncClient(Operations, Awaiting):
                 answer = await self.call(wanted)
 
     async def _step(self, step: Step) -> Any:
-        return await _drive(self._connection.performing(self, step, self._timeout_s), self._answer)
+        return await self._perform(step, self._timeout_s)
+
+    async def _perform(self, step: Step, patience_s: float) -> Any:
+        performing = self._connection.performing(self, step, deadline_of(step, patience_s))
+        return await _drive(performing, self._answer)
 
     async def _answer(self, effect: Effect) -> Any:
         if isinstance(effect, Send):

@@ -16,10 +16,14 @@ from types import TracebackType
 from typing import Any, TypeVar, Unpack
 
 from libmem.abi.calls import Call, CreateCube, Watch
+from libmem.abi.errors import Errno, MemError
 from libmem.abi.structs import Event, Value
-from libmem.connection import Connection, new_connection
+from libmem.abi.syscalls import BY_REQUEST
+from libmem.abi.wire import Reply, decode_result
+from libmem.connection import Connection, deadline_of, new_connection
 from libmem.fill import Fill
 from libmem.handshake import open_link
+from libmem.ledger import DESCRIPTOR_CALLS
 from libmem.link import Link, timed_out
 from libmem.methods import Blocking
 from libmem.operations import CubeOptions, Operations, watch_pages
@@ -27,7 +31,6 @@ from libmem.steps import (
     Acquire,
     Bind,
     Effect,
-    Effects,
     Items,
     Open,
     Pages,
@@ -83,7 +86,9 @@ class Client(Operations, Blocking):
     def open(self) -> None:
         """Connect now rather than with the first call. Errors: those of `connect`."""
         deadline = time.monotonic() + self._timeout_s
-        self._perform(self._connection.binding(self, deadline), self._timeout_s)
+        with self._lock:
+            if self._connection.usable() is None:
+                drive(self._connection.binding(self, deadline), self._answer)
 
     def close(self) -> None:
         """End the session: the daemon frees its handles, mappings here stay readable."""
@@ -97,8 +102,17 @@ class Client(Operations, Blocking):
         Errors: what the row lists; ETIMEDOUT, ECONNREFUSED, ECONNRESET, ESTALE.
         """
         patience_s = self._timeout_s if timeout_s is None else timeout_s
-        reply: R = self._perform(self._connection.performing(self, request, patience_s), patience_s)
-        return reply
+        if type(request) in DESCRIPTOR_CALLS:
+            granted: R = self._perform(request, patience_s)
+            return granted
+        deadline = deadline_of(request, patience_s)  # the wait for one's turn counts
+        self._take_turn(patience_s)
+        try:
+            reply = self._exchange(request, deadline)
+        finally:
+            self._end_turn()
+        result: R = decode_result(BY_REQUEST[type(request)], reply.errno, reply.body)
+        return result
 
     def create(self, name: str, size_bytes: int, **options: Unpack[CubeOptions]) -> Fill:
         """Memory to fill in place and seal as the cube's next version; a blob by default."""
@@ -151,16 +165,43 @@ class Client(Operations, Blocking):
                 answer = self.call(wanted)
 
     def _step(self, step: Step) -> Any:
-        patience_s = self._timeout_s
-        return self._perform(self._connection.performing(self, step, patience_s), patience_s)
+        if isinstance(step, Call):
+            return self.call(step)
+        return self._perform(step, self._timeout_s)
 
-    def _perform(self, effects: Effects[T], patience_s: float) -> T:
-        if not self._lock.acquire(timeout=max(0.0, patience_s)):
-            raise timed_out()
+    def _exchange(self, request: Call[Any], deadline: float) -> Reply:
+        """One call in one's turn. Almost every one ends here; the others go to `calling`."""
+        begun: tuple[Link, Reply | MemError] | None = None
+        link = self._connection.usable()
+        if link is not None:
+            try:
+                reply = link.round_trip(request, deadline)
+            except MemError as error:
+                begun = link, error
+            else:
+                if reply.errno != Errno.ESTALE:
+                    return reply
+                begun = link, reply
+        calling = self._connection.calling(request, deadline, begun=begun)
+        return drive(calling, self._answer)[1]
+
+    def _perform(self, step: Step, patience_s: float) -> Any:
+        deadline = deadline_of(step, patience_s)
+        self._take_turn(patience_s)
         try:
-            return drive(effects, self._answer)
+            return drive(self._connection.performing(self, step, deadline), self._answer)
         finally:
-            self._lock.release()
+            self._end_turn()
+
+    def _take_turn(self, patience_s: float) -> None:
+        lock = self._lock
+        if not lock.acquire(blocking=False) and not lock.acquire(timeout=max(0.0, patience_s)):
+            raise timed_out()
+
+    def _end_turn(self) -> None:
+        self._lock.release()
+        link = self._connection.link
+        if link is not None and link.ledger.released:
             self._post_released()
 
     def _answer(self, effect: Effect) -> Any:

@@ -72,62 +72,76 @@ class Connection:
         if self.link is not None:
             self.drop(self.link)
 
-    def performing(self, keeper: Keeper, step: Step, patience_s: float) -> Effects[Any]:
+    def performing(self, keeper: Keeper, step: Step, deadline: float) -> Effects[Any]:
         """Carry out one step and return its result. Errors: the kernel's, and all below."""
         if isinstance(step, Acquire):
-            deadline = deadline_of(step.request, patience_s)
             return (yield from self._acquiring(keeper, step.request, deadline))
         if isinstance(step, Commit):
             request, owner = step.request, step.lease.link
         else:
             request, owner = step, None
-        deadline = deadline_of(request, patience_s)
         if type(request) in DESCRIPTOR_CALLS:
             # Called as it is, nobody can reach the descriptor; the handle is the caller's.
             grant = yield from self._acquiring(keeper, request, deadline)
             grant.lease.disown()
             os.close(grant.fd)
             return grant.reply
-        _, reply = yield from self._calling(request, deadline, owner)
+        _, reply = yield from self.calling(request, deadline, owner)
         return decode_result(BY_REQUEST[type(request)], reply.errno, reply.body)
 
-    def _calling(
-        self, request: Call[Any], deadline: float, owner: Link | None = None
+    def calling(
+        self,
+        request: Call[Any],
+        deadline: float,
+        owner: Link | None = None,
+        begun: tuple[Link, Reply | MemError] | None = None,
     ) -> Effects[tuple[Link, Reply]]:
         """Send a request and get its reply, over a restart of the daemon where that is right.
 
-        `owner`: the only link that the request makes sense on.
+        `owner`: the only link that the request makes sense on; `begun`: what the first sending
+        came to, when that was done already.
         Errors: ESTALE, ECONNRESET, ECONNREFUSED, ETIMEDOUT, and those of `open_link`. A refusal
         by the kernel is not raised here: it is the reply.
         """
         is_bound = owner is not None or _is_about_a_handle(request)
         was_refused = False
         while True:
-            link = self.usable()
-            if is_bound and (link is None or owner not in {None, link}):
-                raise MemError(Errno.ESTALE, "the session that held this handle is over")
-            if link is None:
-                link = yield Bind(deadline)
-            try:
-                reply: Reply = yield Send(link, request, deadline)
-            except MemError as error:
-                if error.errno is not Errno.ECONNRESET:
-                    raise
-                self.drop(link)
-                if not _may_repeat(request):
-                    raise
-                continue
-            if not _is_refused_as_stale(request, reply, link):
-                return link, reply
+            if begun is None:
+                link = self.usable()
+                if is_bound and (link is None or owner not in {None, link}):
+                    raise MemError(Errno.ESTALE, "the session that held this handle is over")
+                if link is None:
+                    link = yield Bind(deadline)
+                try:
+                    outcome: Reply | MemError = yield Send(link, request, deadline)
+                except MemError as error:
+                    outcome = error
+            else:
+                (link, outcome), begun = begun, None
+            if isinstance(outcome, Reply) and not _is_refused_as_stale(request, outcome, link):
+                return link, outcome
+            self._lose(link, request, outcome, is_bound or was_refused)
+            was_refused = isinstance(outcome, Reply)
+
+    def _lose(
+        self, link: Link, request: Call[Any], outcome: Reply | MemError, is_final: bool
+    ) -> None:
+        """Give the link up for what came of a call. Errors: unless the call is to be repeated."""
+        if isinstance(outcome, Reply):
             self.drop(link)
-            if is_bound or was_refused:
-                raise fault_error(reply.errno, reply.body)
-            was_refused = True
+            if is_final:
+                raise fault_error(outcome.errno, outcome.body)
+            return
+        if outcome.errno is Errno.ECONNRESET:
+            self.drop(link)
+            if _may_repeat(request):
+                return
+        raise outcome
 
     def _acquiring(self, keeper: Keeper, request: Call[Any], deadline: float) -> Effects[Grant]:
-        """As `_calling`, for a request that grants a handle. Errors also: the kernel's; EMFILE."""
+        """As `calling`, for a request that grants a handle. Errors also: the kernel's; EMFILE."""
         while True:
-            link, reply = yield from self._calling(request, deadline)
+            link, reply = yield from self.calling(request, deadline)
             try:
                 return _grant(keeper, link, request, reply)
             except MemError as error:
@@ -183,9 +197,9 @@ def new_connection(runtime_dir: str | Path | None, name: str | None) -> Connecti
     return Connection(directory.absolute(), name or program)
 
 
-def deadline_of(request: Call[Any], patience_s: float) -> float:
+def deadline_of(step: Step, patience_s: float) -> float:
     """When to stop waiting, on time.monotonic(). A long poll's own wait comes on top."""
-    wait_s = request.timeout_ms / 1000 if type(request) is Watch else 0.0
+    wait_s = step.timeout_ms / 1000 if type(step) is Watch else 0.0
     return time.monotonic() + patience_s + wait_s
 
 

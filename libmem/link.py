@@ -67,6 +67,13 @@ class _Dealer(zmq.Socket[bytes]):
         self.close()
 
 
+class _Road(socket.socket):
+    """An end of the fd road that is dropped in silence, in whatever order a cycle is collected."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
 def new_dealer(path: str) -> zmq.Socket[bytes]:
     """A DEALER connected to `ipc://path`. Errors: ENAMETOOLONG."""
     dealer = _process.context.socket(zmq.DEALER, socket_class=_Dealer)
@@ -85,7 +92,7 @@ def new_dealer(path: str) -> zmq.Socket[bytes]:
 
 def new_road() -> socket.socket:
     """An unconnected fd road that a forked child will not keep open."""
-    road = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    road = _Road(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     _process.roads.add(road)
     return road
 

@@ -10,6 +10,7 @@ import os
 import select
 import socket
 import struct
+from collections import Counter
 from pathlib import Path
 from typing import Final
 
@@ -22,10 +23,11 @@ from memosd.kernel.session import Session
 __all__ = ["FdRoad", "check_runtime_dir"]
 
 _SO_PEERGROUPS: Final = 59
+_UCRED: Final = struct.Struct("=iII")
 _TOKEN_MAX_BYTES: Final = 64
 _GROUPS_MAX: Final = 65_536
 _UNBOUND_MAX: Final = 256
-"""Connections that showed no token yet; more are turned away, so that they cost nothing."""
+"""Connections that showed no token yet; beyond it the oldest of the greediest user goes."""
 
 
 class FdRoad:
@@ -41,6 +43,8 @@ class FdRoad:
         path.chmod(mode)
         self._listener.listen(128)
         self._connections: dict[int, socket.socket] = {}
+        self._unbound: dict[int, int] = {}
+        """The user of each connection that showed no token yet, oldest first."""
         self._sessions: dict[int, Session] = {}
         self._sockets: dict[int, socket.socket] = {}
         """By session number."""
@@ -49,26 +53,33 @@ class FdRoad:
     def serve(self, fd: int, kernel: Kernel) -> bool:
         """Handle readiness of one descriptor; False when it is none of this road's."""
         if fd == self._listener.fileno():
-            self._accept()
+            self._accept(kernel)
         elif fd in self._connections:
             self._read(fd, kernel)
         else:
             return False
         return True
 
-    def _accept(self) -> None:
+    def _accept(self, kernel: Kernel) -> None:
         try:
             connection, _ = self._listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
             return
         except OSError:  # out of descriptors: the client sees its connection wait
             return
-        if len(self._connections) - len(self._sessions) >= _UNBOUND_MAX:
-            connection.close()
-            return
+        if len(self._unbound) >= _UNBOUND_MAX:
+            self._hang_up_on_greediest(kernel)
         connection.setblocking(False)
-        self._connections[connection.fileno()] = connection
-        self._epoll.register(connection.fileno(), select.EPOLLIN | select.EPOLLRDHUP)
+        fd = connection.fileno()
+        self._connections[fd] = connection
+        self._unbound[fd] = _credentials_of(connection)[1]
+        self._epoll.register(fd, select.EPOLLIN | select.EPOLLRDHUP)
+
+    def _hang_up_on_greediest(self, kernel: Kernel) -> None:
+        # Turning the newest away instead would let silent connections shut everybody out.
+        greediest = Counter(self._unbound.values()).most_common(1)[0][0]
+        oldest = next(fd for fd, uid in self._unbound.items() if uid == greediest)
+        self._close(oldest, kernel)
 
     def _read(self, fd: int, kernel: Kernel) -> None:
         try:
@@ -89,6 +100,7 @@ class FdRoad:
         if session is None:
             self._close(fd, kernel)
             return
+        del self._unbound[fd]
         self._sessions[fd] = session
         self._sockets[session.number] = connection
         try:
@@ -114,6 +126,7 @@ class FdRoad:
             return
         self._epoll.unregister(fd)
         connection.close()
+        self._unbound.pop(fd, None)
         session = self._sessions.pop(fd, None)
         if session is not None:
             del self._sockets[session.number]
@@ -127,14 +140,20 @@ class FdRoad:
 
 
 def _identity_of(connection: socket.socket) -> Identity:
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    pid, uid, gid = struct.unpack("3i", credentials)
+    pid, uid, gid = _credentials_of(connection)
     try:
         raw = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * _GROUPS_MAX)
     except OSError:
         raw = b""  # before Linux 4.13: only the primary group counts
     groups = frozenset(struct.unpack(f"{len(raw) // 4}I", raw))
     return Identity(uid=uid, gid=gid, pid=pid, groups=groups)
+
+
+def _credentials_of(connection: socket.socket) -> tuple[int, int, int]:
+    """pid, uid, gid."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    pid, uid, gid = _UCRED.unpack(credentials)
+    return pid, uid, gid
 
 
 def check_runtime_dir(directory: Path, socket_mode: int) -> None:

@@ -15,7 +15,7 @@ the SQLite that comes with Python: docs/design/0003-lexical-index.md.
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -26,12 +26,15 @@ from libmem.abi.errors import Errno, MemError
 from libmem.abi.index import IndexDocument, IndexHit
 from memosd.drivers.plaintext.documents import DocumentRows
 from memosd.drivers.plaintext.ranking import Ranking
+from memosd.drivers.plaintext.scrub import empty_log, log_bytes
 
 __all__ = ["LexicalIndex"]
 
 _APPLICATION_ID: Final = 0x6D656D78  # "memx"
 _SCHEMA_VERSION: Final = 1
 _CACHE_KIB: Final = 16 << 10
+_LOG_BYTES: Final = 4 << 20
+"""How long the write-ahead log may grow."""
 _REPLAN_AFTER: Final = 5_000
 """Cubes written until the common words' frequencies are looked up again."""
 
@@ -42,6 +45,8 @@ _SETTINGS: Final = (
     # A power cut may lose the last commits, never tear one: the kernel replays from the stamp.
     "PRAGMA synchronous = normal",
     "PRAGMA secure_delete = on",
+    # Only scrub.py empties the log.
+    "PRAGMA wal_autocheckpoint = 0",
     "PRAGMA temp_store = memory",
     f"PRAGMA cache_size = -{_CACHE_KIB}",
 )
@@ -76,6 +81,9 @@ class _Session(NamedTuple):
     db: apsw.Connection
     rows: DocumentRows
     ranking: Ranking
+    fd: int
+    stack: ExitStack
+    """Closes the connection, then the descriptor."""
 
 
 class LexicalIndex:
@@ -111,19 +119,20 @@ class LexicalIndex:
 
         Safe to repeat. A removal waits for the disk: its bytes leave the file before this returns.
         """
-        db, rows, ranking = self._opened()
+        session = self._opened()
+        db = session.db
         with self._guard():
-            with _transaction(db, rows):
-                was_there = rows.replace(documents, removed)
+            with _transaction(session):
+                was_there = session.rows.replace(documents, removed)
                 db.execute("UPDATE state SET stamp = ?", (stamp,))
                 failpoints.hit("index.commit.before")
             failpoints.hit("index.commit.after")
-            if was_there:
-                _empty_log(db)
+            if was_there or log_bytes(self._path) > _LOG_BYTES:
+                empty_log(db, session.fd, self._path)
         self._written += len(documents)
         if self._written >= _REPLAN_AFTER:
             self._written = 0
-            ranking.forget_frequencies()
+            session.ranking.forget_frequencies()
 
     def search(self, query: str, namespaces: Mapping[int, str], limit: int) -> list[IndexHit]:
         """The `limit` best cubes for any of the query's words, best first.
@@ -131,10 +140,12 @@ class LexicalIndex:
         `namespaces` says where to look: each with the subtree that names must lie in, such as
         `/notes/a` (itself and what is below), "" for all. Every query is taken as plain words.
         """
-        _, rows, ranking = self._opened()
+        session = self._opened()
         with self._guard():
-            chosen = {ns: prefix for ns, prefix in namespaces.items() if ns in rows.namespaces}
-            return ranking.search(query, chosen, limit)
+            chosen = {
+                ns: prefix for ns, prefix in namespaces.items() if ns in session.rows.namespaces
+            }
+            return session.ranking.search(query, chosen, limit)
 
     def clear(self) -> None:
         """Forget everything, damaged or not; the stamp is 0."""
@@ -148,8 +159,8 @@ class LexicalIndex:
             if self._is_damaged:
                 self._discard()
             elif self._session is not None:
-                session, self._session = self._session, None
-                session.db.close()
+                empty_log(self._session.db, self._session.fd, self._path)
+                self._let_go()
 
     def _opened(self) -> _Session:
         if self._is_damaged:
@@ -159,29 +170,25 @@ class LexicalIndex:
         return self._session
 
     def _attach(self) -> int:
-        # SQLite gives its files the umask's mode; these hold what cubes of any mode hold.
-        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        db = apsw.Connection(str(self._path))
-        try:
-            for setting in _SETTINGS:
-                db.execute(setting)
-            if db.execute("SELECT count(*) FROM sqlite_schema").get == 0:
-                db.execute(_SCHEMA)
-            marks = (db.pragma("application_id"), db.pragma("user_version"))
-            if marks != (_APPLICATION_ID, _SCHEMA_VERSION):
-                raise apsw.NotADBError(f"another program's or version's file: {marks}")
-            _empty_log(db)  # where a crash came between a removal and this
-            stamp = int(db.execute("SELECT stamp FROM state").get)
-            self._session = _Session(db, DocumentRows(db), Ranking(db))
-        except BaseException:
-            db.close(True)
-            raise
+        with ExitStack() as stack:
+            # SQLite gives its files the umask's mode; these hold what cubes of any mode hold.
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            stack.callback(os.close, fd)
+            db = apsw.Connection(str(self._path))
+            stack.callback(db.close, True)
+            stamp = _prepare(db)
+            empty_log(db, fd, self._path)  # where a crash came between a removal and this
+            rows, ranking = DocumentRows(db), Ranking(db)
+            self._session = _Session(db, rows, ranking, fd, stack.pop_all())
         return stamp
 
-    def _discard(self) -> None:
+    def _let_go(self) -> None:
         session, self._session = self._session, None
         if session is not None:
-            session.db.close(True)
+            session.stack.close()
+
+    def _discard(self) -> None:
+        self._let_go()
         for suffix in ("", "-wal", "-shm", "-journal"):
             self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
         self._is_damaged = False
@@ -200,15 +207,21 @@ class LexicalIndex:
             raise MemError(errno, f"lexical index: {error}") from error
 
 
-def _empty_log(db: apsw.Connection) -> None:
-    """Move the write-ahead log into the file: old pages lie in it, with what was removed."""
-    busy, *_ = db.execute("PRAGMA wal_checkpoint(truncate)").fetchall()[0]
-    if busy:
-        raise apsw.BusyError("the write-ahead log is in use")
+def _prepare(db: apsw.Connection) -> int:
+    """Settings and, in a new file, tables; the stamp. Errors: one of _UNUSABLE."""
+    for setting in _SETTINGS:
+        db.execute(setting)
+    if db.execute("SELECT count(*) FROM sqlite_schema").get == 0:
+        db.execute(_SCHEMA)
+    marks = (db.pragma("application_id"), db.pragma("user_version"))
+    if marks != (_APPLICATION_ID, _SCHEMA_VERSION):
+        raise apsw.NotADBError(f"another program's or version's file: {marks}")
+    return int(db.execute("SELECT stamp FROM state").get)
 
 
 @contextmanager
-def _transaction(db: apsw.Connection, rows: DocumentRows) -> Iterator[None]:
+def _transaction(session: _Session) -> Iterator[None]:
+    db = session.db
     db.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -216,5 +229,5 @@ def _transaction(db: apsw.Connection, rows: DocumentRows) -> Iterator[None]:
     except BaseException:
         if db.in_transaction:
             db.execute("ROLLBACK")
-        rows.reload()
+        session.rows.reload()
         raise

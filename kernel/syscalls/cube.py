@@ -61,9 +61,7 @@ async def sys_create_cube(context: Context, draft: c.CreateCube) -> c.CreateRepl
     )
     frame = await kernel.pager.allocate(admission.space, draft.size_bytes)
     fill = Fill(draft, admission.space, frame)
-    number = kernel.grant(
-        context.session, "fill", fill, lambda: kernel.pager.give_back(fill.space, frame)
-    )
+    number = context.grant("fill", fill, lambda: kernel.pager.give_back(fill.space, frame))
     kernel.send_fd(context.session, number, frame.fd)
     return c.CreateReply(handle=number, size_bytes=draft.size_bytes)
 

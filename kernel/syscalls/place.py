@@ -34,9 +34,7 @@ async def _held(context: Context, name: str, kind: str) -> tuple[Cube, Resident,
         if kernel.cubes.open(context.who, name)[0].key == cube.key:
             break
     kernel.parts.residents.hold(resident, f"{kind}s")
-    number = kernel.grant(
-        context.session, kind, resident, lambda: kernel.reclaim.release(resident, f"{kind}s")
-    )
+    number = context.grant(kind, resident, lambda: kernel.reclaim.release(resident, f"{kind}s"))
     return cube, resident, number
 
 

@@ -8,7 +8,7 @@ import msgspec
 
 from libmem.abi import calls as c
 from libmem.abi.errors import Errno, MemError
-from libmem.abi.limits import BATCH_MAX_CALLS, PAGE_BYTES
+from libmem.abi.limits import BATCH_MAX_CALLS, FRAME_MAX_BYTES, PAGE_BYTES
 from libmem.abi.structs import Decision
 from libmem.abi.wire import Fault, encode
 from memosd.kernel.dispatch import Context
@@ -16,6 +16,9 @@ from memosd.kernel.dispatch import Context
 __all__ = ["sys_batch", "sys_hello", "sys_info", "sys_log", "sys_shutdown", "sys_sync"]
 
 _PROGRAM_MAX = 64
+_CANCELED = MemError(Errno.ECANCELED, "an earlier call of the batch failed")
+# A thousand reads of a MiB each would otherwise be one message.
+_REPLY_FULL = MemError(Errno.EMSGSIZE, "not done: the reply to the batch is full")
 
 
 def sys_hello(context: Context, request: c.Hello) -> c.HelloReply:
@@ -81,15 +84,18 @@ async def sys_batch(context: Context, request: c.Batch) -> c.BatchReply:
     if len(request.calls) > BATCH_MAX_CALLS:
         raise MemError(Errno.EINVAL, f"a batch has at most {BATCH_MAX_CALLS} calls")
     results: list[c.BatchItem] = []
+    told = 0, 0
     is_stopped = False
+    reply_bytes = 0
     for number, args in request.calls:
-        if is_stopped:
-            error = MemError(Errno.ECANCELED, "an earlier call of the batch failed")
-            results.append(_failed(error))
+        reply_bytes += len(results[-1].body) if results else 0
+        if is_stopped or reply_bytes > FRAME_MAX_BYTES:
+            results.append(_failed(_CANCELED if is_stopped else _REPLY_FULL))
             continue
         try:
             outcome = context.kernel.dispatch.call(context, number, args)
             if type(outcome) is CoroutineType:
+                told = _fail_with_commit(context, results, told)
                 outcome = await outcome
             results.append(c.BatchItem(0, msgspec.Raw(encode(outcome))))
         except MemError as error:
@@ -99,6 +105,28 @@ async def sys_batch(context: Context, request: c.Batch) -> c.BatchReply:
             results.append(_failed(context.kernel.dispatch.surprise(error)))
             is_stopped = request.stop_on_error
     return c.BatchReply(results=tuple(results))
+
+
+def _fail_with_commit(
+    context: Context, results: list[c.BatchItem], told: tuple[int, int]
+) -> tuple[int, int]:
+    """Before a batch waits: what it did since it last waited fails should its commit fail.
+
+    `told` is how many results and handles were looked after before; returns how many are now.
+    """
+    ledger = context.kernel.parts.table.ledger
+    places, handles = range(told[0], len(results)), context.granted[told[1] :]
+
+    def settle(failure: MemError | None) -> None:
+        if failure is None:
+            return
+        context.take_back(handles)
+        for place in places:
+            if results[place].errno == 0:
+                results[place] = _failed(failure)
+
+    ledger.when_durable(ledger.pending_barrier(), settle)
+    return len(results), len(context.granted)
 
 
 def _failed(error: MemError) -> c.BatchItem:

@@ -30,6 +30,9 @@ PAYLOAD_MAX_BYTES: Final = 1 << 44
 ATTRIBUTES_MAX_BYTES: Final = 256 << 10
 """A cube's driver attributes, encoded."""
 
+ATTRIBUTES_DEPTH_MAX: Final = 32
+"""Maps and arrays within each other: what one could store, everybody must be able to decode."""
+
 TEXT_FIELD_MAX_BYTES: Final = 4096
 """One descriptive text field (title, origin, ...)."""
 

@@ -46,7 +46,7 @@ def blocks(document: Path) -> list[Block]:
     """The fenced blocks of a document, in order."""
     text = document.read_text(encoding="utf-8")
     return [
-        Block(*match.groups(), line=text.count("\n", 0, match.start()) + 1)
+        Block(match[1], match[2], match[3], text.count("\n", 0, match.start()) + 1)
         for match in _FENCE.finditer(text)
     ]
 

@@ -65,10 +65,10 @@ def world(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def assert_same(wanted: str, found: str) -> None:
-    """Equal, but for "..." in what is wanted. Trailing white space does not count."""
-    wanted = "".join(f"{line.rstrip()}\n" for line in wanted.splitlines())
-    found = "".join(f"{line.rstrip()}\n" for line in found.splitlines())
-    assert doctest.OutputChecker().check_output(wanted, found, doctest.ELLIPSIS), found
+    """Equal, but for "..." in what is wanted; any white space is as good as any other."""
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    is_same = doctest.OutputChecker().check_output(wanted, found, flags)
+    assert is_same, f"shown:\n{wanted}\nprinted:\n{found}"
 
 
 def run_python(block: Block, behind: Block | None, environment: dict[str, str]) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from tests.docs.markdown import DOCUMENTS, ROOT, anchors, links, prose
 
-TOP = "etc docs kernel drivers libmem memosd tools tests".split()
+TOP = ["etc", "docs", "kernel", "drivers", "libmem", "memosd", "tools", "tests"]
 PATHS = re.compile(rf"`((?:{'|'.join(TOP)})/[\w./-]*)`")
 
 

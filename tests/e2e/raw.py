@@ -25,8 +25,12 @@ R = TypeVar("R", bound=Value)
 def raw_road(runtime_dir: Path) -> socket.socket:
     """A connection to the fd road that has shown no token."""
     road = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        road.connect(str(runtime_dir / FD_SOCKET))  # waits while the backlog is full
+    except BaseException:
+        road.close()
+        raise
     road.settimeout(PATIENCE_S)
-    road.connect(str(runtime_dir / FD_SOCKET))
     return road
 
 
@@ -92,8 +96,9 @@ class RawPeer:
         self._seq += 1
         fields = {"abi": ABI_VERSION, "seq": self._seq, "epoch": self.epoch}
         fields["number"] = BY_REQUEST[type(request)].number
-        self.dealer.send(encode((*{**fields, **envelope}.values(), request)))
-        return self._seq
+        fields.update(envelope)
+        self.dealer.send(encode((*fields.values(), request)))
+        return fields["seq"]
 
     def ask(self, request: Call[Any], **envelope: int) -> Reply:
         """Send a request; its reply."""

@@ -1,5 +1,6 @@
 """Peers that speak badly on the control road get one clear error each; nobody else notices."""
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import msgspec
 import pytest
 
 import libmem
+import libmem.aio
 from libmem.abi import calls as c
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.limits import BATCH_MAX_CALLS, FRAME_MAX_BYTES, READ_MAX_BYTES
@@ -187,6 +189,21 @@ def test_attributes_have_bounds(client: libmem.Client, shared: Daemon) -> None:
         client.write("/t/x", "", attributes={"x": "y" * 300_000})
     assert large.value.errno is Errno.EINVAL
     assert list(client.list("/t")) == []
+
+
+async def _burst(runtime_dir: Path) -> list[object]:
+    async with await libmem.aio.connect(runtime_dir) as client:
+        writes = (client.write(f"/t/{number}", "many") for number in range(2000))
+        return await asyncio.gather(*writes, return_exceptions=True)
+
+
+def test_a_burst_of_calls_from_one_client_is_answered_whole(
+    shared: Daemon, client: libmem.Client
+) -> None:
+    """One commit answers them all at once, faster than ZeroMQ takes the replies."""
+    outcomes = asyncio.run(_burst(shared.runtime_dir))
+    assert [item for item in outcomes if isinstance(item, BaseException)] == []
+    assert client.stat_namespace("/t").usage.cubes == 2000
 
 
 def _rss_bytes(pid: int) -> int:

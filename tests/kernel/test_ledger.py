@@ -9,9 +9,8 @@ from libmem.abi.errors import Errno, MemError
 from libmem.abi.structs import CubeType, Durability
 from memosd.drivers.fake_store import FakeStore
 from memosd.kernel.ledger import Ledger
-from tests.kernel.conftest import MakeWorld
 from tests.kernel.fakes import FakeIo
-from tests.kernel.world import KIB, Client, World
+from tests.kernel.world import KIB, Client, World, batch_of
 
 Answers = list[MemError | None]
 
@@ -336,23 +335,13 @@ def test_a_map_of_what_was_never_committed_is_taken_back(world: World, user: Cli
     assert len(world.kernel.parts.residents) == 0, "nobody can ever ask for it"
 
 
-def test_a_batch_is_not_told_of_what_was_undone_while_it_waited(
-    make_world: MakeWorld,
-) -> None:
-    world = make_world()
-    user = world.client()
-    user.make("/n")
+def test_a_batch_is_told_what_was_undone_while_it_waited(world: World, user: Client) -> None:
     world.store.fail_commit(Errno.ENOSPC)
     pending = user.start(
-        c.Batch(
-            calls=tuple(
-                world.item(call)
-                for call in (
-                    c.WriteCube(name="/n/small", payload=b"x"),
-                    c.WriteCube(name="/n/large", payload=bytes(8 * KIB), type=CubeType.BLOB),
-                    c.WriteCube(name="/n/after", payload=b"y"),
-                )
-            )
+        batch_of(
+            c.WriteCube(name="/n/small", payload=b"x"),
+            c.WriteCube(name="/n/large", payload=bytes(8 * KIB), type=CubeType.BLOB),
+            c.WriteCube(name="/n/after", payload=b"y"),
         )
     )
     world.kernel.turn()

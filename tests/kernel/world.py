@@ -24,16 +24,18 @@ from memosd.drivers.tiers.disk import DiskTier
 from memosd.drivers.tiers.faulty import FaultPlan, FaultyTier
 from memosd.drivers.tiers.ram import RamTier
 from memosd.kernel.access import Identity
+from memosd.kernel.dispatch import Context
 from memosd.kernel.kernel import Kernel, Outside
 from memosd.kernel.param import Parameters
 from memosd.kernel.ports import Tier
 from memosd.kernel.residents import Resident
 from memosd.kernel.rows import TABLES
 from memosd.kernel.session import Session
+from memosd.kernel.wait import Completion, detach
 from tests.kernel.fakes import FakeClock, FakeGate, FakeIndex, FakeIo, FakePeer
 from tests.kernel.invariants import CountedRam, check_at_rest
 
-__all__ = ["KIB", "ROOT", "USER", "Client", "Pending", "World", "parameters"]
+__all__ = ["KIB", "ROOT", "USER", "Client", "Pending", "World", "batch_of", "parameters"]
 
 R = TypeVar("R", bound=Value)
 KIB = 1024
@@ -53,6 +55,14 @@ def parameters(**changes: Any) -> Parameters:
         "ram_high": 1.0,
     }
     return Parameters(**{**small, **changes})
+
+
+def batch_of(*requests: c.Call[Any], stop_on_error: bool = False) -> c.Batch:
+    """Calls as one message."""
+    items = [
+        (BY_REQUEST[type(request)].number, msgspec.Raw(encode(request))) for request in requests
+    ]
+    return c.Batch(calls=tuple(items), stop_on_error=stop_on_error)
 
 
 class Pending:
@@ -246,11 +256,6 @@ class World:
         self.clock.advance(by_ns)
         self.settle()
 
-    @staticmethod
-    def item(request: c.Call[Any]) -> tuple[int, msgspec.Raw]:
-        """A call as part of a batch."""
-        return BY_REQUEST[type(request)].number, msgspec.Raw(encode(request))
-
     def fill_ram(self, client: Client, share_bytes: int, name: str = "/n/ballast") -> int:
         """Pin a new cube of a size, so that this much RAM cannot be reclaimed; its pin."""
         client.blob(name, bytes(share_bytes))
@@ -262,6 +267,24 @@ class World:
         cube_id = table.find_id(name)
         row = table.cube_row(cube_id) if cube_id else None
         return self.kernel.parts.residents.find(row.current.payload_id) if row else None
+
+    def context(self, client: Client, row: Syscall) -> Context:
+        """What dispatch hands to a handler."""
+        self.kernel.parts.table.ledger.begin_answer()
+        return Context(self.kernel, client.peer, row, client.session)
+
+    def damage(self, table: str, key: bytes, at: int = -1) -> None:
+        """Flip a bit of a stored value, as a bad disk would."""
+        value = bytearray(self._store.get(table, key) or b"")
+        value[at] ^= 1
+        self._store.stage({(table, key): bytes(value)})()
+        self._store.settle()
+
+    def stop(self) -> Completion[None]:
+        """The orderly end, run as far as it comes."""
+        done = detach(self.kernel.stop())
+        self.settle()
+        return done
 
     def crash(self) -> None:
         """kill -9, then the next boot over what is durable. Old clients are gone."""

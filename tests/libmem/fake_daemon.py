@@ -151,6 +151,9 @@ class FakeDaemon:
 
     def answer(self, incoming: Incoming) -> None:
         """Do what is asked, and reply."""
+        if incoming.name == "hello":
+            self.greet(incoming)
+            return
         session = self.sessions[incoming.routing_id]
         try:
             result = self.kernel.perform(session, incoming.args)
@@ -248,9 +251,6 @@ class FakeDaemon:
         assert request.abi == ABI_VERSION
         incoming = Incoming(routing_id, request, BY_NUMBER[request.number])
         self.calls.append(incoming)
-        if incoming.name == "hello" and not self._scripts["hello"]:
-            self.greet(incoming)
-            return
         session = self.sessions.get(routing_id)
         if incoming.name != "hello" and (session is None or request.epoch != self.epoch):
             self.reply(incoming, MemError(Errno.ESTALE, "unknown session"))

@@ -1,6 +1,7 @@
 """The asyncio client: the same operations, many at once, cancelled, and over restarts."""
 
 import asyncio
+import gc
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from functools import wraps
@@ -289,6 +290,35 @@ def test_a_mapping_may_be_closed_after_the_loop(daemon: FakeDaemon) -> None:
     loop.close()
     assert bytes(mapping) == b"x"
     mapping.close()
+
+
+def test_a_connection_nobody_waits_for_any_more_is_ended(daemon: FakeDaemon) -> None:
+    daemon.script("hello", hold)
+
+    async def main() -> None:
+        task = asyncio.create_task(libmem.aio.connect(daemon.runtime_dir))
+        await seen(daemon, lambda: daemon.count("hello") == 1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        daemon.release_held()
+
+    asyncio.run(main())  # ends when the thread that was connecting has ended
+    daemon.wait_for(lambda: not daemon.live_sessions())
+
+
+def test_a_client_that_was_not_closed_ends_with_its_loop(daemon: FakeDaemon) -> None:
+    async def main() -> libmem.Mapping:
+        client = await libmem.aio.connect(daemon.runtime_dir)
+        await client.write("/a/b", "x")
+        return await client.map("/a/b")
+
+    mapping = asyncio.run(main())
+    assert bytes(mapping) == b"x"
+    mapping.close()
+    del mapping
+    gc.collect()
+    daemon.wait_for(lambda: not daemon.live_sessions())
 
 
 def test_a_forked_child_leaves_the_parents_loop_alone(daemon: FakeDaemon) -> None:

@@ -11,12 +11,13 @@ import textwrap
 import types
 from collections.abc import Iterable
 from enum import StrEnum
+from itertools import pairwise
 from types import ModuleType
 from typing import Any, Final, NamedTuple, Union, get_args, get_origin
 
 import msgspec
 
-__all__ = ["Constant", "Field", "constants_of", "doc_of", "fields_of", "named_types"]
+__all__ = ["Constant", "Field", "constants_of", "doc_of", "fields_of", "named_types", "type_name"]
 
 _OCTAL: Final = frozenset({"mode"})
 """Fields that people read in octal."""
@@ -120,7 +121,7 @@ def _literals(tree: ast.AST) -> dict[str, str]:
     """The string literal behind each assignment in a body, on one line."""
     body = getattr(tree, "body", [])
     found = {}
-    for node, behind in zip(body, body[1:], strict=False):
+    for node, behind in pairwise(body):
         if (
             isinstance(node, ast.AnnAssign)
             and isinstance(node.target, ast.Name)

@@ -14,10 +14,8 @@ _MANUALS: Final = {1: "User Commands", 5: "File Formats", 8: "System Administrat
 
 
 def _escaped(text: str) -> str:
-    lines = []
-    for line in text.translate(_ESCAPES).split("\n"):
-        lines.append(rf"\&{line}" if line.startswith((".", "'")) else line)
-    return "\n".join(lines)
+    lines = text.translate(_ESCAPES).split("\n")
+    return "\n".join(rf"\&{line}" if line.startswith((".", "'")) else line for line in lines)
 
 
 class Page:
