@@ -23,7 +23,7 @@ from libmem.abi.limits import (
     TEXT_FIELD_MAX_BYTES,
 )
 from libmem.abi.names import namespace_of, parse_name, parse_ref
-from libmem.abi.structs import Descriptive, EventKind, Governance
+from libmem.abi.structs import CubeType, Descriptive, EventKind, Governance
 from libmem.abi.wire import encode
 from memosd.kernel.access import EXECUTE, READ, WRITE, Identity, allows, require_owner
 from memosd.kernel.namespace import Namespace
@@ -32,11 +32,12 @@ from memosd.kernel.parts import Parts
 from memosd.kernel.ports import Driver, PayloadKey
 from memosd.kernel.rows import CubeRow, VersionRow
 
-__all__ = ["ROW_BYTES", "Admission", "Content", "Cubes"]
+__all__ = ["Admission", "Content", "Cubes", "row_charge"]
 
 _VERSION_MAX: Final = (1 << 32) - 1
 ROW_BYTES: Final = 512
-"""Charged per version for its rows in the table, beside the payload; about what LMDB takes."""
+"""Charged per version for its rows in the table, beside header and payload; about what LMDB
+takes."""
 
 _PLAIN_DESCRIPTIVE: Final = Descriptive()
 _DEFAULT_GOVERNANCE: Final = Governance()
@@ -113,14 +114,19 @@ class Cubes:
             raise MemError(
                 Errno.EINVAL, f"a cube keeps its type, this one is {existing.row.type}", cube=name
             )
-        driver = self._drivers.get(draft.type)
-        if driver is None:
-            raise MemError(Errno.EOPNOTSUPP, f"no driver for {draft.type} cubes is loaded")
+        driver = self._driver(draft.type)
         check_header(draft.descriptive, draft.attributes)
         driver.check_header(draft.descriptive, draft.attributes)
         governance = self._checked_governance(who, existing, draft.governance)
         parents = self._resolved_parents(who, draft.parents) if draft.parents else ()
         return Admission(name, space, existing, driver, governance, parents)
+
+    def _driver(self, cube_type: CubeType) -> Driver:
+        """Errors: EOPNOTSUPP."""
+        driver = self._drivers.get(cube_type)
+        if driver is None:
+            raise MemError(Errno.EOPNOTSUPP, f"no driver for {cube_type} cubes is loaded")
+        return driver
 
     def _existing(self, who: Identity, name: str, space: Namespace) -> Cube | None:
         space.require(who, EXECUTE)
@@ -179,10 +185,14 @@ class Cubes:
         opened = [self.open(who, name)[0] for name in names]
         return tuple((cube.id, cube.version.version) for cube in opened)
 
-    def disk_charge(self, size_bytes: int, *, is_inline: bool) -> int:
-        """What a version with its own payload costs on disk."""
-        stored = size_bytes if is_inline else self._disk.charge_bytes(size_bytes)
-        return stored + ROW_BYTES
+    def payload_charge(self, size_bytes: int, *, is_inline: bool) -> int:
+        """What a payload costs on disk."""
+        return size_bytes if is_inline else self._disk.charge_bytes(size_bytes)
+
+    def charge_of(self, draft: WriteCube | CreateCube, size_bytes: int, *, is_inline: bool) -> int:
+        """What a new version with its own payload costs on disk."""
+        rows = row_charge(draft.descriptive, draft.attributes)
+        return rows + self.payload_charge(size_bytes, is_inline=is_inline)
 
     def check_room(self, admission: Admission, charge_bytes: int) -> None:
         """Errors: EDQUOT, ENOSPC."""
@@ -227,7 +237,7 @@ class Cubes:
             self._table.put_page_file(key, cube_id)
         else:
             self._table.put_payload(key, content.inline)
-        charge = self.disk_charge(content.size_bytes, is_inline=version.is_inline)
+        charge = self.charge_of(draft, content.size_bytes, is_inline=version.is_inline)
         self._namespaces.charge(admission.space, charge, cubes=0 if existing else 1)
         if existing is None:
             row = self._new_row(who, draft, admission, version)
@@ -283,7 +293,8 @@ class Cubes:
 
     def set_header(self, who: Identity, change: SetHeader) -> WriteReply:
         """A new version with another header over the same payload. Errors: as its row says."""
-        cube, space = self.open(who, parse_name(change.name), READ)
+        # As chmod: it takes the owner, not the bits, or nobody could undo mode 0.
+        cube, space = self.open(who, parse_name(change.name), 0)
         require_owner(who, cube.row.uid, "the header of a cube")
         self.check_version(cube, change.expected_version, change.name)
         old = cube.row.current
@@ -296,10 +307,11 @@ class Cubes:
             attributes=old.attributes if change.attributes is None else change.attributes,
         )
         check_header(version.descriptive, version.attributes)
-        self._drivers[cube.row.type].check_header(version.descriptive, version.attributes)
+        self._driver(cube.row.type).check_header(version.descriptive, version.attributes)
         governance = self._checked_governance(who, cube, change.governance)
-        self._namespaces.check_room(space, ROW_BYTES)
-        self._namespaces.charge(space, ROW_BYTES)
+        charge = row_charge(version.descriptive, version.attributes)
+        self._namespaces.check_room(space, charge)
+        self._namespaces.charge(space, charge)
         row = self.succeed(cube, version, governance)
         self._residents.reprioritise(cube.key, row.priority)
         self._table.log(EventKind.HEADER, cube.id, row, actor_uid=who.uid)
@@ -308,6 +320,13 @@ class Cubes:
 
 def _nobody_removes(cube_id: bytes, row: CubeRow) -> None:
     raise RuntimeError(f"assembly left on_expired unset: {cube_id.hex()} {row.name}")
+
+
+def row_charge(descriptive: Descriptive, attributes: dict[str, Any]) -> int:
+    """What a version's rows cost on disk, its header included."""
+    if not attributes and descriptive == _PLAIN_DESCRIPTIVE:
+        return ROW_BYTES
+    return ROW_BYTES + len(encode((descriptive, attributes)))
 
 
 def check_header(descriptive: Descriptive, attributes: dict[str, Any]) -> None:

@@ -1,17 +1,18 @@
 """How rows look to callers: `Stat` and its kin. Pure look-ups."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 
 from libmem.abi.errors import MemError
 from libmem.abi.structs import Governance, Stat, TierName
 from memosd.kernel.pagetable import Cube
 from memosd.kernel.parts import Parts
+from memosd.kernel.rows import CubeRow
 
-__all__ = ["describe", "history"]
+__all__ = ["describe"]
 
 
-def describe(parts: Parts, cube: Cube) -> Stat:
-    """Everything about one version."""
+def describe(parts: Parts, cube: Cube, may_read: Callable[[CubeRow], bool]) -> Stat:
+    """Everything about one version; parents that the caller may not read by their ids only."""
     row, version = cube.row, cube.version
     resident = parts.residents.find(cube.key)
     return Stat(
@@ -29,7 +30,7 @@ def describe(parts: Parts, cube: Cube) -> Stat:
         parts.heat.behaviour(cube.id),
         row.durability,
         _tiers(parts, cube, is_resident=resident is not None),
-        parents=tuple(_parent_name(parts, *parent) for parent in version.parents),
+        parents=tuple(_parent_name(parts, parent, may_read) for parent in version.parents),
         attributes=version.attributes,
         pins=resident.pins if resident else 0,
         maps=resident.maps if resident else 0,
@@ -43,17 +44,13 @@ def _tiers(parts: Parts, cube: Cube, *, is_resident: bool) -> tuple[str, ...]:
     return (*in_ram, *on_disk)
 
 
-def _parent_name(parts: Parts, cube_id: bytes, version: int) -> str:
-    """Its name now; its id where it is gone or unreadable."""
+def _parent_name(
+    parts: Parts, parent: tuple[bytes, int], may_read: Callable[[CubeRow], bool]
+) -> str:
+    cube_id, version = parent
     try:
         row = parts.table.cube_row(cube_id)
+        shown = row.name if row is not None and may_read(row) else cube_id.hex()
     except MemError:
-        row = None
-    return f"{row.name if row else cube_id.hex()}@v{version}"
-
-
-def history(parts: Parts, cube: Cube, limit: int) -> Iterator[Stat]:
-    """Newest first, the current version included."""
-    versions = [*parts.table.older_versions(cube.id), cube.row.current]
-    for version in versions[: -limit - 1 : -1]:
-        yield describe(parts, cube._replace(version=version))
+        shown = cube_id.hex()
+    return f"{shown}@v{version}"

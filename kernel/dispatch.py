@@ -8,7 +8,7 @@ answer that depends on changes not yet durable leaves only after them. Kernel th
 """
 
 import secrets
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,10 +17,12 @@ import structlog
 
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.limits import ABI_VERSION
-from libmem.abi.structs import Value
+from libmem.abi.structs import Stat, Value
 from libmem.abi.syscalls import BY_NUMBER, SYSCALLS, Access, Syscall
 from libmem.abi.wire import args_decoder, decode_request, encode_error, encode_reply
 from memosd.kernel.access import Identity
+from memosd.kernel.describe import describe
+from memosd.kernel.pagetable import Cube
 from memosd.kernel.session import Handle, Session
 from memosd.kernel.wait import Completion, spawn
 
@@ -62,6 +64,17 @@ class Context:
         number = self.kernel.sessions.grant(self.session, Handle(kind, subject, release))
         self.granted += (number,)
         return number
+
+    def describe(self, cube: Cube) -> Stat:
+        """The cube as this caller may see it."""
+        cubes, who = self.kernel.cubes, self.who
+        return describe(self.kernel.parts, cube, lambda row: cubes.may_read(who, row))
+
+    def history(self, cube: Cube, limit: int) -> Iterator[Stat]:
+        """Its versions, newest first."""
+        versions = [*self.kernel.parts.table.older_versions(cube.id), cube.row.current]
+        for version in versions[: -limit - 1 : -1]:
+            yield self.describe(cube._replace(version=version))
 
     def take_back(self, handles: tuple[int, ...]) -> None:
         """Release handles of a caller that will not learn of them."""
@@ -189,6 +202,7 @@ class Dispatch:
                 failure = _as_promised(context.row, failure)
             self._send(context.peer, seq, failure or outcome)
 
+        self._ledger.note_writer(context.session.number)
         self._ledger.when_durable(barrier, send)
 
     def _send(self, peer: Peer, seq: int, outcome: Value | MemError) -> None:

@@ -81,7 +81,7 @@ class Fills:
         payload = await self._parts.io.run(os.pread, frame.fd, frame.size_bytes, 0)
         admission = self._cubes.admit(who, draft)
         admission.driver.check_payload(payload, draft.descriptive, draft.attributes)
-        charge = self._cubes.disk_charge(manifest.size_bytes, is_inline=True)
+        charge = self._cubes.charge_of(draft, manifest.size_bytes, is_inline=True)
         self._cubes.check_room(admission, charge)
         content = Content(manifest.size_bytes, manifest.digest, payload)
         reply = self._cubes.commit(who, draft, admission, self._cubes.new_key(), content)
@@ -97,7 +97,7 @@ class Fills:
         )  # fmt: skip
         key = self._cubes.new_key()
         is_durable = self._durability(draft, admission) is Durability.DURABLE
-        charge = self._cubes.disk_charge(manifest.size_bytes, is_inline=False)
+        charge = self._cubes.charge_of(draft, manifest.size_bytes, is_inline=False)
         # Reserved over the wait, so that what was found to fit still fits at the commit.
         space = admission.space
         self._parts.namespaces.reserve(space, charge)

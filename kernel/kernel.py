@@ -40,6 +40,7 @@ from memosd.kernel.wait import detach
 __all__ = ["Gate", "Kernel", "Outside"]
 
 _log = structlog.get_logger("memosd.kernel")
+_LINGER_NS = 1_000_000
 
 
 class Gate(Protocol):
@@ -223,6 +224,8 @@ class Kernel:
 
 def _make_parts(parameters: Parameters, outside: Outside) -> Parts:
     ledger = Ledger(outside.store, outside.io)
+    timers = Timers(outside.clock)
+    ledger.linger = lambda call: timers.after(_LINGER_NS, call)
     account = RamAccount(parameters.ram_budget_bytes, parameters.ram_frames)
     return Parts(
         parameters=parameters,
@@ -231,7 +234,7 @@ def _make_parts(parameters: Parameters, outside: Outside) -> Parts:
         ram=outside.ram,
         disk=outside.disk,
         drivers=outside.drivers,
-        timers=Timers(outside.clock),
+        timers=timers,
         table=PageTable(ledger, outside.store, outside.clock),
         namespaces=Namespaces(ledger, outside.store, parameters.disk_budget_bytes),
         residents=Residents(account, make_policy(parameters.policy)),

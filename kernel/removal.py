@@ -12,7 +12,7 @@ from libmem.abi.errors import Errno, MemError
 from libmem.abi.names import namespace_of, parse_name, parse_ref
 from libmem.abi.structs import EventKind
 from memosd.kernel.access import EXECUTE, WRITE, Identity
-from memosd.kernel.cubes import ROW_BYTES, Cubes
+from memosd.kernel.cubes import Cubes, row_charge
 from memosd.kernel.namespace import Namespace
 from memosd.kernel.pager import Pager
 from memosd.kernel.pagetable import Cube
@@ -82,13 +82,12 @@ class Removal:
             for version in (*self._table.older_versions(cube_id), row.current)
             if version.version not in gone
         }
-        freed = len(doomed) * ROW_BYTES
+        freed = sum(row_charge(v.descriptive, v.attributes) for v in doomed)
         for version in doomed:
             self._table.drop_history(cube_id, version.version)
         payloads = {v.payload_id: v for v in doomed if v.payload_id not in kept}
         for key, version in payloads.items():
-            freed += self._cubes.disk_charge(version.size_bytes, is_inline=version.is_inline)
-            freed -= ROW_BYTES
+            freed += self._cubes.payload_charge(version.size_bytes, is_inline=version.is_inline)
             self._drop_payload(key, is_inline=version.is_inline)
         self._namespaces.charge(space, -freed)
         return freed
@@ -185,8 +184,9 @@ class Removal:
     def _change_space(self, cube: Cube, space: Namespace, target: Namespace) -> None:
         versions = [*self._table.older_versions(cube.id), cube.row.current]
         payloads = {v.payload_id: v for v in versions}
-        charge = ROW_BYTES * (len(versions) - len(payloads)) + sum(
-            self._cubes.disk_charge(v.size_bytes, is_inline=v.is_inline) for v in payloads.values()
+        charge = sum(row_charge(v.descriptive, v.attributes) for v in versions) + sum(
+            self._cubes.payload_charge(v.size_bytes, is_inline=v.is_inline)
+            for v in payloads.values()
         )
         self._namespaces.move(space, target, charge)
         moved: list[PayloadKey] = []

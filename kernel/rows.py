@@ -1,6 +1,6 @@
 """Rows as they lie in the store, and the seal that tells a good one from a damaged one.
 
-A value is `xxh3-64(key + body)` (8 bytes, little endian) and then the body, a msgpack array. The
+A value is `xxh3-64(key + body)` (8 bytes, big endian) and then the body, a msgpack array. The
 key is part of the checksum, so a row that strayed to another key is as bad as a flipped bit.
 Fields are only ever appended, with defaults; docs/format.md lists them.
 

@@ -114,10 +114,18 @@ class Sessions:
                 raise MemError(Errno.EMFILE, f"the session holds {pins} pins already")
 
     def grant(self, session: Session, handle: Handle) -> int:
-        """Let a session hold something; its number. Errors: ECANCELED when it ended meanwhile."""
-        if session.is_ended:
+        """Let a session hold something; its number.
+
+        Errors, after which it was released: ECANCELED when the session ended meanwhile, EMFILE
+        when other calls of its took the room meanwhile.
+        """
+        try:
+            if session.is_ended:
+                raise MemError(Errno.ECANCELED, "the session ended")
+            self.check_room(session, handle.kind)
+        except MemError:
             handle.release()
-            raise MemError(Errno.ECANCELED, "the session ended")
+            raise
         number = next(self._handles)
         session.handles[number] = handle
         return number

@@ -12,6 +12,8 @@ from typing import Any, Generic, TypeVar
 
 import structlog
 
+from libmem.abi.errors import MemError
+
 __all__ = ["Completion", "detach", "spawn"]
 
 T = TypeVar("T")
@@ -67,22 +69,39 @@ class Completion(Generic[T]):
 
 def spawn(coroutine: Coroutine[Completion[Any], None, T]) -> Completion[T]:
     """Run a coroutine up to its first wait and on from there as its completions resolve."""
-    done: Completion[T] = Completion()
+    task = _Task(coroutine)
+    task.step()
+    return task.done
 
-    def step() -> None:
+
+class _Task(Generic[T]):
+    """A coroutine under way.
+
+    Not a closure: one that names itself is a cycle, and would keep a call's result, a MiB maybe,
+    until the garbage collector comes by.
+    """
+
+    __slots__ = ("_coroutine", "done")
+
+    def __init__(self, coroutine: Coroutine[Completion[Any], None, T]) -> None:
+        self._coroutine = coroutine
+        self.done: Completion[T] = Completion()
+
+    def step(self) -> None:
+        """Run to the next wait that is none yet."""
         try:
             while True:
-                waited = coroutine.send(None)
+                waited = self._coroutine.send(None)
                 if not waited.is_done:
-                    waited.on_done(step)
+                    waited.on_done(self.step)
                     return
         except StopIteration as stop:
-            done.resolve(stop.value)
+            self.done.resolve(stop.value)
+        except MemError as error:
+            # For the caller, who wants no traceback: it would keep all that the call held.
+            self.done.fail(error.with_traceback(None))
         except BaseException as error:  # noqa: BLE001
-            done.fail(error)
-
-    step()
-    return done
+            self.done.fail(error)
 
 
 def detach(coroutine: Coroutine[Completion[Any], None, T]) -> Completion[T]:

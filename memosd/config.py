@@ -97,7 +97,6 @@ class Disk(_Section, frozen=True, kw_only=True):
 
     budget_bytes: Annotated[int, Meta(ge=64 * KIB, le=1 << 50)] = 64 * GIB
     inline_limit_bytes: Annotated[int, Meta(ge=0, le=64 * KIB)] = 16 * KIB
-    page_bytes: Annotated[int, Meta(ge=64 * KIB, le=64 * MIB)] = MIB
 
 
 class Limits(_Section, frozen=True, kw_only=True):
@@ -215,9 +214,6 @@ def check(config: Config, source: str) -> Config:
         raise _invalid(source, "ram.low_watermark", "must be below ram.high_watermark")
     if config.ram.budget_bytes > (most := machine_memory_bytes()):
         raise _invalid(source, _SHARE_KEY, f"must fit this machine's memory of {most} bytes")
-    # A power of two keeps page boundaries aligned for O_DIRECT and offsets a shift.
-    if config.disk.page_bytes.bit_count() != 1:
-        raise _invalid(source, "disk.page_bytes", "must be a power of two")
     return config
 
 

@@ -56,7 +56,8 @@ class DocumentRows:
         False when none of the removed was there.
         """
         latest = {document.id: document for document in documents}
-        gone = [row for cube in set(removed) - latest.keys() if (row := self._find(cube))]
+        leavers = [cube for cube in dict.fromkeys(removed) if cube not in latest]
+        gone = [row for cube in leavers if (row := self._find(cube))]
         leaving = list(gone)
         coming: list[tuple[IndexDocument, list[str]]] = []
         for document in latest.values():
@@ -68,7 +69,7 @@ class DocumentRows:
             coming.append((document, texts))
             if row:
                 leaving.append(row)
-        for namespace in {row.namespace for row in leaving}:
+        for namespace in dict.fromkeys(row.namespace for row in leaving):
             self._take_out(namespace, [row for row in leaving if row.namespace == namespace])
         for document, texts in coming:
             self._insert(document, texts)

@@ -45,7 +45,7 @@ _SETTINGS: Final = (
     # A power cut may lose the last commits, never tear one: the kernel replays from the stamp.
     "PRAGMA synchronous = normal",
     "PRAGMA secure_delete = on",
-    # Only scrub.py empties the log.
+    # Only scrub.py empties the log; see also _prepare.
     "PRAGMA wal_autocheckpoint = 0",
     "PRAGMA temp_store = memory",
     f"PRAGMA cache_size = -{_CACHE_KIB}",
@@ -159,8 +159,10 @@ class LexicalIndex:
             if self._is_damaged:
                 self._discard()
             elif self._session is not None:
-                empty_log(self._session.db, self._session.fd, self._path)
-                self._let_go()
+                try:
+                    empty_log(self._session.db, self._session.fd, self._path)
+                finally:
+                    self._let_go()
 
     def _opened(self) -> _Session:
         if self._is_damaged:
@@ -209,6 +211,7 @@ class LexicalIndex:
 
 def _prepare(db: apsw.Connection) -> int:
     """Settings and, in a new file, tables; the stamp. Errors: one of _UNUSABLE."""
+    db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
     for setting in _SETTINGS:
         db.execute(setting)
     if db.execute("SELECT count(*) FROM sqlite_schema").get == 0:

@@ -10,7 +10,6 @@ from libmem.abi.errors import Errno, MemError
 from libmem.abi.limits import PAYLOAD_MAX_BYTES, READ_MAX_BYTES
 from libmem.abi.structs import Stat
 from memosd.kernel.cubes import Content
-from memosd.kernel.describe import describe, history
 from memosd.kernel.dispatch import Context
 from memosd.kernel.fills import Fill
 
@@ -42,7 +41,9 @@ def sys_write_cube(
     admission = kernel.cubes.admit(context.who, draft)
     admission.driver.check_payload(draft.payload, draft.descriptive, draft.attributes)
     is_inline = size_bytes <= parameters.inline_limit_bytes
-    kernel.cubes.check_room(admission, kernel.cubes.disk_charge(size_bytes, is_inline=is_inline))
+    kernel.cubes.check_room(
+        admission, kernel.cubes.charge_of(draft, size_bytes, is_inline=is_inline)
+    )
     if not is_inline:
         return kernel.fills.write(context.who, draft, admission)
     content = Content(size_bytes, digest_of(draft.payload), draft.payload)
@@ -57,7 +58,7 @@ async def sys_create_cube(context: Context, draft: c.CreateCube) -> c.CreateRepl
     admission = kernel.cubes.admit(context.who, draft)
     is_inline = draft.size_bytes <= kernel.parts.parameters.inline_limit_bytes
     kernel.cubes.check_room(
-        admission, kernel.cubes.disk_charge(draft.size_bytes, is_inline=is_inline)
+        admission, kernel.cubes.charge_of(draft, draft.size_bytes, is_inline=is_inline)
     )
     frame = await kernel.pager.allocate(admission.space, draft.size_bytes)
     fill = Fill(draft, admission.space, frame)
@@ -135,14 +136,14 @@ async def _read_mapped(
 
 def sys_stat_cube(context: Context, request: c.StatCube) -> Stat:
     cube, _ = context.kernel.cubes.open(context.who, request.name)
-    return describe(context.kernel.parts, cube)
+    return context.describe(cube)
 
 
 def sys_history_cube(context: Context, request: c.HistoryCube) -> c.HistoryReply:
     if not 1 <= request.limit <= 1000:
         raise MemError(Errno.EINVAL, "limit is within 1..1000")
     cube, _ = context.kernel.cubes.open(context.who, request.name)
-    return c.HistoryReply(versions=tuple(history(context.kernel.parts, cube, request.limit)))
+    return c.HistoryReply(versions=tuple(context.history(cube, request.limit)))
 
 
 def sys_rename_cube(context: Context, request: c.RenameCube) -> c.RenameReply:

@@ -4,7 +4,6 @@ from libmem.abi import calls as c
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.structs import Advice, TierName
 from memosd.kernel.access import WRITE
-from memosd.kernel.describe import describe
 from memosd.kernel.dispatch import Context
 from memosd.kernel.namespace import Namespace
 from memosd.kernel.pagetable import Cube
@@ -129,7 +128,7 @@ async def sys_migrate_cube(context: Context, request: c.MigrateCube) -> c.Migrat
         await _evict(context, cube, "migrated to disk")
     cube, _ = kernel.cubes.open(context.who, request.name, WRITE)
     kernel.parts.heat.decide(cube.id, "migrate", f"asked for, to {request.tier}")
-    return c.MigrateReply(tiers=describe(kernel.parts, cube).tiers)
+    return c.MigrateReply(tiers=context.describe(cube).tiers)
 
 
 def sys_explain(context: Context, request: c.Explain) -> c.ExplainReply:
@@ -137,7 +136,7 @@ def sys_explain(context: Context, request: c.Explain) -> c.ExplainReply:
     cube, _ = kernel.cubes.open(context.who, request.name)
     resident = kernel.parts.residents.find(cube.key)
     return c.ExplainReply(
-        stat=describe(kernel.parts, cube),
+        stat=context.describe(cube),
         residency=_residency(cube, resident),
         decisions=kernel.parts.heat.row(cube.id).decisions,
     )

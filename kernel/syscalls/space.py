@@ -8,7 +8,6 @@ from libmem.abi.limits import READDIR_MAX
 from libmem.abi.names import namespace_of, parse_namespace, parse_subtree
 from libmem.abi.structs import EventKind, NamespaceStat, Quota, Stat, Usage
 from memosd.kernel.access import EXECUTE, READ, require_owner
-from memosd.kernel.describe import describe
 from memosd.kernel.dispatch import Context
 from memosd.kernel.namespace import Namespace
 from memosd.kernel.pagetable import Cube
@@ -162,7 +161,7 @@ class _Listing:
             return None  # damaged: fsck reports it, a listing goes on
         if row is None or not kernel.cubes.may_read(self._context.who, row):
             return None
-        return describe(kernel.parts, Cube(cube_id, row, row.current))
+        return self._context.describe(Cube(cube_id, row, row.current))
 
     def _is_full(self) -> bool:
         taken = len(self._entries) + len(self._folders)

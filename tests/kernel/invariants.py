@@ -8,6 +8,9 @@ kernel's own sums are what is checked.
 from collections import Counter
 from collections.abc import Iterator
 
+import msgspec
+
+from libmem.abi.structs import Descriptive
 from memosd.drivers.tiers.ram import RamFrame, RamTier
 from memosd.kernel.fills import Fill
 from memosd.kernel.kernel import Kernel
@@ -87,6 +90,11 @@ def cubes_of(kernel: Kernel) -> Iterator[tuple[bytes, CubeRow, list[VersionRow]]
         yield cube_id, row, [*table.older_versions(cube_id), row.current]
 
 
+def _header_bytes(version: VersionRow) -> int:
+    header = (version.descriptive, version.attributes)
+    return 0 if header == (Descriptive(), {}) else len(msgspec.msgpack.encode(header))
+
+
 def usage_of(kernel: Kernel, namespace: int) -> tuple[int, int]:
     """(bytes, cubes) that a namespace's rows amount to."""
     used_bytes = cubes = 0
@@ -94,7 +102,7 @@ def usage_of(kernel: Kernel, namespace: int) -> tuple[int, int]:
         if row.namespace != namespace:
             continue
         cubes += 1
-        used_bytes += ROW_BYTES * len(versions)
+        used_bytes += sum(ROW_BYTES + _header_bytes(version) for version in versions)
         for version in {v.payload_id: v for v in versions}.values():
             size_bytes = version.size_bytes
             if not version.is_inline:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from libmem.abi import calls as c
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.limits import ABI_VERSION, BATCH_MAX_CALLS, FRAME_MAX_BYTES, WATCH_MAX_MS
-from libmem.abi.structs import CubeType, Governance, Value
+from libmem.abi.structs import CubeType, Governance, Quota, Value
 from libmem.abi.syscalls import BY_NAME, BY_NUMBER, SYSCALLS, Access
 from libmem.abi.wire import Reply, decode_reply, encode, encode_request, fault_error
 from memosd.kernel.dispatch import check_table
@@ -223,7 +223,7 @@ def test_only_the_administrator_may_call_what_is_his(world: World, user: Client)
         "fsck",
         "shutdown",
     }
-    quota = c.SetQuota(namespace="/n", quota=c.Quota(cubes=1))
+    quota = c.SetQuota(namespace="/n", quota=Quota(cubes=1))
     for request in (quota, c.Fsck(), c.Shutdown()):
         user.fails(request, Errno.EPERM)
         batch = batch_of(request)

@@ -64,7 +64,7 @@ def test_a_misspelt_key_is_refused_with_its_nearest(file: Path, table: str, key:
     ("text", "unknown", "nearest"),
     [
         ("[rams]\npolicy = 'lru'", "table rams", "ram"),
-        ("[ram]\npage_bytes = 1", "key ram.page_bytes", "disk.page_bytes"),
+        ("[ram]\nio_threads = 1", "key ram.io_threads", "store.io_threads"),
         ("io_threads = 1", "key io_threads", "store.io_threads"),
         ("[log]\n'le\\nvel' = 1", "key log.'le\\\\nvel'", "log.level"),
         ('[log]\n"le\\nvel" = 1', "key log.'le\\nvel'", "log.level"),
@@ -99,7 +99,6 @@ def test_a_misplaced_key_is_refused_with_its_place(
         ("[behaviour]\nheat_flush_s = inf", "behaviour.heat_flush_s: expected float <= 86400.0"),
         ("[ram]\nhigh_watermark = nan", "ram.high_watermark: expected float >= 0.01"),
         ("[ram]\nlow_watermark = 0.9", "ram.low_watermark: must be below ram.high_watermark"),
-        ("[disk]\npage_bytes = '3 MiB'", "disk.page_bytes: must be a power of two"),
         ("[disk]\ninline_limit_bytes = 65537", "disk.inline_limit_bytes: expected int <= 65536"),
         ("[disk]\nbudget_bytes = '9 %'", "takes no percentage; only ram.budget_bytes does"),
         ("[ram]\nbudget_bytes = '101%'", "'101%' is not a share of this machine's memory"),
