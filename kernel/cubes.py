@@ -340,7 +340,7 @@ def check_header(descriptive: Descriptive, attributes: dict[str, Any]) -> None:
     if len(descriptive.tags) > TAGS_MAX:
         raise MemError(Errno.EINVAL, f"a cube has at most {TAGS_MAX} tags")
     for text in (*descriptive.tags, *_texts(descriptive)):
-        if len(text) > TEXT_FIELD_MAX_BYTES:
+        if len(text.encode()) > TEXT_FIELD_MAX_BYTES:
             raise MemError(Errno.EINVAL, f"a header text has at most {TEXT_FIELD_MAX_BYTES} bytes")
     for field in ("event_time_ns", "valid_from_ns", "valid_to_ns"):
         if not -(1 << 63) <= getattr(descriptive, field) < 1 << 63:

@@ -10,7 +10,7 @@ import os
 
 from libmem.abi.calls import CreateCube, WriteCube, WriteReply
 from libmem.abi.digest import Manifest
-from libmem.abi.errors import MemError
+from libmem.abi.errors import Errno, MemError
 from libmem.abi.structs import Durability
 from memosd.kernel.access import Identity
 from memosd.kernel.cubes import Admission, Content, Cubes
@@ -76,10 +76,19 @@ class Fills:
             self._pager.give_back(fill.space, fill.frame)
             raise
 
+    def _admit(self, who: Identity, fill: Fill) -> Admission:
+        """Check the write against the table as it is. Errors: as `Cubes.admit`."""
+        admission = self._cubes.admit(who, fill.draft)
+        if admission.space.id != fill.space.id:
+            # Removed and made anew: the memory is charged to the one that went.
+            name = admission.space.row.name
+            raise MemError(Errno.ENOENT, "the namespace is another one by now", namespace=name)
+        return admission
+
     async def _commit_inline(self, who: Identity, fill: Fill, manifest: Manifest) -> WriteReply:
         frame, draft = fill.frame, fill.draft
         payload = await self._parts.io.run(os.pread, frame.fd, frame.size_bytes, 0)
-        admission = self._cubes.admit(who, draft)
+        admission = self._admit(who, fill)
         admission.driver.check_payload(payload, draft.descriptive, draft.attributes)
         charge = self._cubes.charge_of(draft, manifest.size_bytes, is_inline=True)
         self._cubes.check_room(admission, charge)
@@ -90,7 +99,7 @@ class Fills:
 
     async def _commit_pages(self, who: Identity, fill: Fill, manifest: Manifest) -> WriteReply:
         draft, frame = fill.draft, fill.frame
-        admission = self._cubes.admit(who, draft)
+        admission = self._admit(who, fill)
         await self._parts.io.run(
             admission.driver.check_payload, self._parts.ram.view(frame), draft.descriptive,
             draft.attributes,
@@ -109,7 +118,7 @@ class Fills:
             raise
         self._parts.namespaces.release(space, charge)
         try:
-            admission = self._cubes.admit(who, draft)  # the world went on meanwhile
+            admission = self._admit(who, fill)  # the world went on meanwhile
             self._cubes.check_room(admission, charge)
             return self._commit_resident(who, fill, admission, (key, manifest, is_durable))
         except MemError:
@@ -127,7 +136,7 @@ class Fills:
         key, manifest, is_durable = stored
         content = Content(manifest.size_bytes, manifest.digest, None)
         reply = self._cubes.commit(who, fill.draft, admission, key, content)
-        resident = Resident(reply.id, key, fill.frame, fill.space)
+        resident = Resident(reply.id, key, fill.frame, admission.space)
         if admission.governance is not None:
             resident.priority = admission.governance.priority
         elif admission.existing is not None:

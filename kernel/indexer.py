@@ -22,10 +22,12 @@ __all__ = ["Indexer"]
 
 _CHUNK: Final = 1024
 """Events per index transaction."""
+_TEXT_MAX: Final = 8 << 20
+"""Characters per index transaction; a transaction ends with the text that exceeds it."""
 _REST: Final = 4
 """While nobody searches, the indexer rests this many times as long as it worked: writers and it
 share one interpreter. A search, or a long backlog, makes it work at full speed."""
-_BACKLOG_MAX: Final = 131_072
+_BACKLOG_MAX: Final = 65_536
 _START_NS: Final = 20_000_000
 """A first event waits this long for company, unless somebody searches."""
 _RETRY_NS: Final = 1_000_000_000
@@ -79,11 +81,14 @@ class Indexer:
                 await self._step()
                 await self._rest(_REST * (self._clock.monotonic_ns() - started_ns))
             self.problem = ""
-        except MemError as error:
+        except Exception as error:
+            # Whoever waits for the index must hear of it, whatever it was.
             self.problem = f"the index cannot follow: {error}"
-            self._fail_waiting(error)
+            self._fail_waiting()
             self._is_open = False
             self._timers.after(_RETRY_NS, self.kick)
+            if not isinstance(error, MemError):
+                raise
 
     async def _rest(self, pause_ns: int) -> None:
         backlog = self._table.durable_seq - self.indexed_seq
@@ -117,7 +122,7 @@ class Indexer:
             return
         touched = dict.fromkeys(row.id for _, row in events if row.id)
         last = events[-1][0]
-        await self._apply(last, list(touched))
+        await self._apply(self.indexed_seq, last, list(touched))
         self._advance(last)
 
     async def _rebuild_step(self, start: bytes) -> None:
@@ -131,19 +136,25 @@ class Indexer:
             await self._io.run(self.index.apply, self._rebuilt_seq, [], [])
             self._advance(self._rebuilt_seq)
             return
-        await self._apply(0, ids)
+        await self._apply(0, 0, ids)
         self._rebuild_from = ids[-1] + b"\0"
 
-    async def _apply(self, stamp: int, ids: list[bytes]) -> None:
+    async def _apply(self, before: int, after: int, ids: list[bytes]) -> None:
+        """Bring these cubes up to date; the stamp goes from `before` to `after` with the last."""
         documents: list[IndexDocument] = []
         removed: list[bytes] = []
+        characters = 0
         for cube_id in ids:
             document = await self._document(cube_id)
             if document is None:
                 removed.append(cube_id)
-            else:
-                documents.append(document)
-        await self._io.run(self.index.apply, stamp, documents, removed)
+                continue
+            documents.append(document)
+            characters += len(document.text)
+            if characters > _TEXT_MAX:
+                await self._io.run(self.index.apply, before, documents, removed)
+                documents, removed, characters = [], [], 0
+        await self._io.run(self.index.apply, after, documents, removed)
 
     async def _document(self, cube_id: bytes) -> IndexDocument | None:
         try:
@@ -182,10 +193,10 @@ class Indexer:
         for done in ready:
             done.resolve(None)
 
-    def _fail_waiting(self, error: MemError) -> None:
+    def _fail_waiting(self) -> None:
         waiting, self._waiting = self._waiting, []
         for _, done in waiting:
-            done.fail(MemError(Errno.EAGAIN, f"the index is behind: {error.message}"))
+            done.fail(MemError(Errno.EAGAIN, self.problem))
 
     # -- searching -----------------------------------------------------------------------------
 
@@ -203,7 +214,14 @@ class Indexer:
             self._wake()
             self.kick()
             await done
-        return await self._io.run(self.index.search, query, prefixes, limit)
+        try:
+            return await self._io.run(self.index.search, query, prefixes, limit)
+        except MemError as error:
+            if error.errno is not Errno.ECORRUPT:
+                raise
+            self._is_open = False  # opening it again discards it, and all is indexed anew
+            self.kick()
+            raise MemError(Errno.EAGAIN, "the index is damaged and will be rebuilt") from None
 
     async def close(self) -> None:
         await self._io.run(self.index.close)

@@ -57,6 +57,7 @@ class Namespaces:
         self._by_id: dict[int, Namespace] = {}
         self._dirty: set[int] = set()
         self.used_bytes = 0
+        self._reserved_bytes = 0
         self._reload()
         ledger.before_stage.append(self._write_back)
         ledger.on_rollback.append(lambda _error: self._reload())
@@ -154,12 +155,15 @@ class Namespaces:
     def reserve(self, space: Namespace, need_bytes: int) -> None:
         """Promise bytes to a write under way; `release` them in any case. Errors as above."""
         self.check_room(space, need_bytes)
-        space.reserved_bytes += need_bytes
-        self.used_bytes += need_bytes
+        self._reserve(space, need_bytes)
 
     def release(self, space: Namespace, reserved_bytes: int) -> None:
-        space.reserved_bytes -= reserved_bytes
-        self.used_bytes -= reserved_bytes
+        self._reserve(space, -reserved_bytes)
+
+    def _reserve(self, space: Namespace, more_bytes: int) -> None:
+        space.reserved_bytes += more_bytes
+        self._reserved_bytes += more_bytes
+        self.used_bytes += more_bytes
 
     def charge(self, space: Namespace, disk_bytes: int, cubes: int = 0) -> None:
         """Book bytes and cubes, negative to give back; follows with this commit."""
@@ -217,7 +221,8 @@ class Namespaces:
         known = self._by_id
         self._by_name, self._by_id = {}, {}
         self._dirty.clear()
-        self.used_bytes = sum(space.reserved_bytes for space in known.values())
+        # Not the sum over `known`: a namespace whose making failed may still hold a promise.
+        self.used_bytes = self._reserved_bytes
         for key, value in self._store.scan("namespaces", b""):
             number = int.from_bytes(key, "big")
             row = decode_row(NamespaceRow, "namespaces", key, value)

@@ -107,11 +107,12 @@ class PageTable:
     def _version(self, cube_id: bytes, row: CubeRow, ref: NameRef) -> VersionRow:
         if ref.version in (0, row.current.version):
             return row.current
-        key = version_key(cube_id, ref.version)
-        value = self.ledger.get("history", key)
-        if value is None:
-            raise MemError(Errno.ENOENT, "no such version", cube=ref.name, version=ref.version)
-        return decode_row(VersionRow, "history", key, value)
+        if ref.version <= row.last_version:  # a name may hold larger numbers than a key
+            key = version_key(cube_id, ref.version)
+            value = self.ledger.get("history", key)
+            if value is not None:
+                return decode_row(VersionRow, "history", key, value)
+        raise MemError(Errno.ENOENT, "no such version", cube=ref.name, version=ref.version)
 
     def durable_cube(self, cube_id: bytes) -> Cube | None:
         """The cube as of the last commit, for whatever follows the log. Errors: ECORRUPT."""

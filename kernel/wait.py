@@ -48,14 +48,20 @@ class Completion(Generic[T]):
     def result(self) -> T:
         """The value, or raise the error; only when done."""
         assert self.is_done
-        if self._error is not None:
+        if self._error is None:
+            return self._value  # type: ignore[return-value]
+        try:
             raise self._error
-        return self._value  # type: ignore[return-value]
+        finally:
+            del self  # from the traceback: it would hold us, we hold the error, for ever
 
     def __await__(self) -> Generator["Completion[T]", None, T]:
         if not self.is_done:
             yield self
-        return self.result()
+        try:
+            return self.result()
+        finally:
+            del self  # as in `result`
 
     def _finish(self, value: T | None, error: BaseException | None) -> None:
         if self.is_done:

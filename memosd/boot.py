@@ -48,7 +48,7 @@ class Daemon(NamedTuple):
     pools: tuple[IoPool, ...]
     wakeup: Wakeup
     store: LmdbStore
-    lock_fd: int
+    lock_fds: tuple[int, ...]
 
     def run(self) -> None:
         """Serve until stopped, then close everything in order."""
@@ -57,19 +57,22 @@ class Daemon(NamedTuple):
             pool.close()
         self.store.close()
         self.wakeup.close()
-        os.close(self.lock_fd)
+        for lock_fd in self.lock_fds:
+            os.close(lock_fd)
 
 
 def boot(config: Config) -> Daemon:
     """Everything up to the point where `run` announces READY.
 
-    Errors: EBUSY (another daemon on the same data), EPROTONOSUPPORT (a store of another format),
-    ECORRUPT, EPERM, EACCES, ENOSPC, EIO.
+    Errors: EBUSY (another daemon on the same data or sockets), EPROTONOSUPPORT (a store of
+    another format), ECORRUPT, EPERM, EACCES, ENOSPC, EIO.
     """
     frames = _frames(config)
-    lock_fd = _lock(config.store.data_dir)
+    data_lock = _lock(config.store.data_dir, "lock", "data")
     runtime_dir = config.listen.runtime_dir
     check_runtime_dir(runtime_dir, config.listen.mode_bits)
+    # Binding a socket takes it away from whoever listens there, without a word to anybody.
+    runtime_lock = _lock(runtime_dir, "memosd.lock", "runtime")
     store = LmdbStore(config.store.data_dir / "table.mdb", TABLES, config.store.table_map_bytes)
     wakeup = Wakeup()
     io = IoPool(wakeup, config.store.io_threads, "io")
@@ -90,25 +93,24 @@ def boot(config: Config) -> Daemon:
     server.kernel = Kernel(_parameters(config, frames), outside, f"memosd {version('memosd')}")
     io.run(disk.remove_leftovers)
     server.kernel.start()
-    return Daemon(server, (io, index_io), wakeup, store, lock_fd)
+    return Daemon(server, (io, index_io), wakeup, store, (data_lock, runtime_lock))
 
 
-def _lock(data_dir: Path) -> int:
-    """Hold the data directory for this process. Errors: EBUSY, EACCES, EIO."""
+def _lock(directory: Path, name: str, what: str) -> int:
+    """Hold a directory for this process by a file in it. Errors: EBUSY, EACCES, EIO."""
     try:
-        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock_fd = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except PermissionError as error:
-        raise MemError(Errno.EACCES, f"cannot use the data directory: {error}") from None
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock_fd = os.open(directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise MemError(Errno.EIO, f"cannot use the data directory: {error}") from None
+        errno = Errno.EACCES if isinstance(error, PermissionError) else Errno.EIO
+        raise MemError(errno, f"cannot use the {what} directory: {error}") from None
     try:
         fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         owner = os.pread(lock_fd, 32, 0).decode(errors="replace").strip()
         os.close(lock_fd)
         raise MemError(
-            Errno.EBUSY, f"another memosd (pid {owner or 'unknown'}) serves {data_dir}"
+            Errno.EBUSY, f"another memosd (pid {owner or 'unknown'}) serves {directory}"
         ) from None
     os.ftruncate(lock_fd, 0)
     os.pwrite(lock_fd, f"{os.getpid()}\n".encode(), 0)

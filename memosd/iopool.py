@@ -9,6 +9,7 @@ import errno as os_errno
 import os
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any, Final, TypeVar
@@ -86,8 +87,7 @@ class IoPool:
         try:
             value = work(*args)
         except BaseException as error:  # noqa: BLE001
-            failure = _translated(error)
-            self._wakeup.post(lambda: done.fail(failure))
+            self._wakeup.post(partial(done.fail, _translated(error)))
         else:
             self._wakeup.post(lambda: done.resolve(value))
 
@@ -100,6 +100,9 @@ class IoPool:
 
 
 def _translated(error: BaseException) -> BaseException:
+    if isinstance(error, MemError):
+        # Its traceback would keep what the work was given, a view of freed memory, say.
+        return error.with_traceback(None)
     if not isinstance(error, OSError):
         return error
     return MemError(_ERRNOS.get(error.errno or 0, Errno.EIO), str(error))

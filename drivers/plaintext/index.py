@@ -33,7 +33,7 @@ __all__ = ["LexicalIndex"]
 _APPLICATION_ID: Final = 0x6D656D78  # "memx"
 _SCHEMA_VERSION: Final = 1
 _CACHE_KIB: Final = 16 << 10
-_LOG_BYTES: Final = 4 << 20
+_LOG_BYTES: Final = 16 << 20
 """How long the write-ahead log may grow."""
 _REPLAN_AFTER: Final = 5_000
 """Cubes written until the common words' frequencies are looked up again."""

@@ -24,7 +24,7 @@ __all__ = ["DiskTier"]
 
 _FOLDERS: Final = tuple(f"{tail:02x}" for tail in range(256))
 _FILE_NAME: Final = re.compile(r"([0-9a-f]{32})\.page")
-_LEFTOVER: Final = re.compile(r"\..+\.page\.[0-9a-f]{8}\.tmp")
+_LEFTOVER: Final = re.compile(r"\..+\.page\.([0-9a-f]{8})\.tmp")
 
 
 class DiskTier:
@@ -37,6 +37,8 @@ class DiskTier:
     is_durable: bool = True
 
     def __init__(self, directory: Path) -> None:
+        # In the temporary names: tells our writes from those that a crash cut short.
+        self._mark = os.urandom(4).hex()
         self._root = os.path.join(directory, "pages")
         with os_errors(self._root):
             self._make_folders(directory)
@@ -52,7 +54,7 @@ class DiskTier:
         Source: restic's local backend, Save(); LWN 457667, "Ensuring data reaches disk".
         """
         folder, name = self._place(key)
-        temporary = f"{folder}/.{name}.{os.urandom(4).hex()}.tmp"
+        temporary = f"{folder}/.{name}.{self._mark}.tmp"
         made = temporary
         try:
             with os_errors(f"page file {name}"):
@@ -102,11 +104,15 @@ class DiskTier:
                 yield bytes.fromhex(match[1])
 
     def remove_leftovers(self) -> int:
-        """Remove what writes that a crash cut short left behind; before any `store`.
+        """Remove what writes that a crash cut short left behind; our own go on meanwhile.
 
         Returns how many. Errors: EIO.
         """
-        leftovers = [place for place in self._files() if _LEFTOVER.fullmatch(place[1])]
+        leftovers = []
+        for folder, name in self._files():
+            match = _LEFTOVER.fullmatch(name)
+            if match and match[1] != self._mark:
+                leftovers.append((folder, name))
         with os_errors(self._root):
             for folder, name in leftovers:
                 os.unlink(f"{self._root}/{folder}/{name}")

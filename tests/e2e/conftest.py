@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 import libmem
+from libmem.abi.calls import UnlinkCube
 from tests.e2e.daemon import Daemon, eventually, tier
 
 
@@ -32,8 +33,9 @@ def client(shared: Daemon) -> Iterator[libmem.Client]:
         yield client
     shared.await_rest()
     with shared.connect() as client:
-        for stat in client.list("/t", is_recursive=True):
-            client.unlink(stat.name)
+        names = [stat.name for stat in client.list("/t", is_recursive=True)]
+        for at in range(0, len(names), 1000):
+            client.batch([UnlinkCube(name) for name in names[at : at + 1000]])
         usage = client.stat_namespace("/t").usage
         assert (usage.disk_bytes, usage.cubes) == (0, 0)
         client.remove_namespace("/t")

@@ -58,6 +58,8 @@ class RawPeer:
         self.epoch = 0
         self.road: socket.socket | None = None
         self._seq = 0
+        self._token = b""
+        self._is_bound = False
 
     def __enter__(self) -> "RawPeer":
         return self
@@ -66,7 +68,9 @@ class RawPeer:
         self.close()
 
     def close(self) -> None:
-        """Hang up on both roads."""
+        """Hang up on both roads; a session that was never bound would outlive them for seconds."""
+        if self._token and not self._is_bound:
+            self.show(self._token)
         if self.road is not None:
             self.road.close()
         self.dealer.close()
@@ -77,13 +81,18 @@ class RawPeer:
         reply = self.ask(Hello(client="raw"))
         self.epoch = reply.epoch
         terms: HelloReply = decode_result(BY_REQUEST[Hello], reply.errno, reply.body)
+        self._token, self._is_bound = terms.token, False
         return terms
 
     def show(self, token: bytes) -> bool:
         """Connect to the fd road and show a token; was it acknowledged?"""
+        if self.road is not None:
+            self.road.close()
         self.road = raw_road(self._runtime_dir)
         self.road.send(token)
-        return not is_hung_up(self.road)
+        is_acknowledged = not is_hung_up(self.road)
+        self._is_bound |= is_acknowledged
+        return is_acknowledged
 
     def bind(self) -> HelloReply:
         """Open a session and bind it."""

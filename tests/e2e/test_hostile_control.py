@@ -13,7 +13,6 @@ from libmem.abi import calls as c
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.limits import BATCH_MAX_CALLS, FRAME_MAX_BYTES, READ_MAX_BYTES
 from libmem.abi.syscalls import BY_NAME, SYSCALLS
-from libmem.abi.wire import encode
 from tests.e2e.actor import Actor
 from tests.e2e.daemon import Daemon, eventually
 from tests.e2e.raw import RawPeer
@@ -215,17 +214,12 @@ def test_a_client_that_reads_no_replies_loses_them(shared: Daemon, client: libme
     before = _rss_bytes(shared.pid)
     with RawPeer(shared.runtime_dir, rcvhwm=1) as peer:
         peer.bind()
-        calls = client.info().calls
         for _ in range(600):
-            peer.dealer.send(encode((1, 1, peer.epoch, BY_NAME["read_cube"].number, _LARGE)))
-        eventually(lambda: client.info().calls > calls + 600, "all were served")
-        client.sync()
+            peer.post(c.ReadCube("/t/large"))
+        eventually(lambda: client.stat("/t/large").behaviour.reads == 600, "all were served")
         assert _rss_bytes(shared.pid) - before < 300 * MIB
         assert client.read("/t/large") == bytes(READ_MAX_BYTES)
     eventually(lambda: _rss_bytes(shared.pid) - before < 100 * MIB, "what was kept is free")
-
-
-_LARGE = c.ReadCube("/t/large")
 
 
 def test_a_flood_of_requests_lets_others_through(shared: Daemon, client: libmem.Client) -> None:

@@ -84,10 +84,9 @@ def test_descriptors_from_a_client_are_not_kept(shared: Daemon) -> None:
 
 def test_silent_connections_shut_nobody_out(shared: Daemon, client: libmem.Client) -> None:
     before = shared.descriptors()
-    silent = []
+    silent: list[socket.socket] = []
     try:
-        for _ in range(600):
-            silent.append(raw_road(shared.runtime_dir))
+        silent.extend(raw_road(shared.runtime_dir) for _ in range(600))
         for _ in range(5):
             with shared.connect() as another:
                 another.info()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.kernel.world import Client, World
 
@@ -23,6 +24,14 @@ def no_descriptor_is_left() -> Iterator[None]:
     if len(os.listdir("/proc/self/fd")) > before:
         gc.collect()  # an exception's traceback keeps what its frames held
     assert len(os.listdir("/proc/self/fd")) <= before
+
+
+@pytest.fixture(autouse=True)
+def surprises() -> Iterator[list[Any]]:
+    """What the kernel did not expect: nothing, unless a test looks at it and clears it."""
+    with capture_logs() as logged:
+        yield logged
+    assert [entry for entry in logged if entry["log_level"] == "error"] == []
 
 
 @pytest.fixture

@@ -264,6 +264,7 @@ def test_an_unexpected_exception_is_an_eio_with_a_log_id(
     world: World,
     user: Client,
     monkeypatch: pytest.MonkeyPatch,
+    surprises: list[Any],
     handler: Callable[..., Value | Coroutine[Any, None, Value]],
 ) -> None:
     monkeypatch.setitem(world.kernel.dispatch._handlers, STAT, handler)
@@ -277,6 +278,8 @@ def test_an_unexpected_exception_is_an_eio_with_a_log_id(
     for error in told:
         assert re.fullmatch("[0-9a-f]{12}", str(error.detail["log_id"]))
         assert "secret" not in str(error)
+    assert [entry["log_id"] for entry in surprises] == [e.detail["log_id"] for e in told]
+    surprises.clear()
     still_serves(user)
 
 

@@ -6,6 +6,7 @@ Every error that a client sees is checked against what its row in the syscall ta
 """
 
 import itertools
+import os
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,6 +43,7 @@ KIB = 1024
 ROOT = 0
 USER = 1000
 MAP_BYTES = 64 << 20
+LINGER_NS = 1_000_000
 UNLISTED = frozenset(
     {
         ("create_cube", Errno.ECANCELED),
@@ -94,6 +96,14 @@ class Pending:
         is_promised = reply.errno in promised or (self._row.name, reply.errno) in UNLISTED
         assert is_promised, f"{self._row.name} may not fail so: {reply}"
         return decode_result(self._row, reply.errno, reply.body)
+
+    def errno(self) -> int:
+        """0 or the error's number."""
+        try:
+            self.result()
+        except MemError as error:
+            return error.errno
+        return 0
 
     def failure(self, errno: Errno) -> MemError:
         """The error that the reply must be."""
@@ -154,6 +164,18 @@ class Client:
     def fd_of(self, handle: int) -> int:
         """The descriptor that came with a handle."""
         return self.world.gate.fds[self.session.number, handle]
+
+    def fill(self, handle: int, payload: bytes) -> None:
+        """Write into the memory of a `create_cube`, as through a mapping that is gone by now."""
+        os.pwrite(self.fd_of(handle), payload, 0)
+
+    def mapped(self, name: str) -> bytes:
+        """The payload as a mapping shows it; nothing stays mapped."""
+        reply = self.call(c.MmapCube(name=name))
+        content = os.pread(self.fd_of(reply.handle), reply.size_bytes + 1, 0)
+        self.world.gate.close(self.session.number, reply.handle)
+        self.call(c.MunmapCube(handle=reply.handle))
+        return content
 
     def die(self) -> None:
         """The process is gone: the fd road closes and with it all of its descriptors."""
@@ -258,6 +280,8 @@ class World:
                 self.index_io.finish_at(0)
             elif self.kernel.parts.table.ledger.is_idle:
                 return
+            else:
+                self.clock.advance(LINGER_NS)  # a group commit may wait for company
         raise AssertionError("the kernel does not come to rest")
 
     def pass_time(self, by_ns: int) -> None:

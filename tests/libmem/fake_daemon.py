@@ -34,6 +34,7 @@ from libmem.abi.wire import (
 from tests.libmem.fake_kernel import FakeKernel, FakeSession
 
 __all__ = [
+    "PATIENCE_S",
     "Action",
     "FakeDaemon",
     "Incoming",
@@ -97,13 +98,7 @@ class FakeDaemon:
 
     def release_held(self) -> None:
         """Answer what was held."""
-
-        def answer() -> None:
-            held, self._held = self._held, []
-            for incoming in held:
-                self.answer(incoming)
-
-        self._on_thread(answer)
+        self._on_thread(self.answer_held)
 
     def live_sessions(self) -> list[FakeSession]:
         """The bound sessions."""
@@ -181,6 +176,12 @@ class FakeDaemon:
     def send_frame(self, incoming: Incoming, frame: bytes) -> None:
         """Send whatever bytes as the reply."""
         self._router.send_multipart([incoming.routing_id, frame])
+
+    def answer_held(self) -> None:
+        """Answer what was held, at once."""
+        held, self._held = self._held, []
+        for incoming in held:
+            self.answer(incoming)
 
     def hold(self, incoming: Incoming) -> None:
         """Keep it for `release_held`."""

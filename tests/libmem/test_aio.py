@@ -16,7 +16,7 @@ from libmem.abi.errors import Errno, MemError
 from libmem.abi.structs import CubeType
 from libmem.aio import AsyncClient
 from libmem.operations import Operations
-from tests.libmem.fake_daemon import FakeDaemon, Incoming, die, hold, refuse, silent
+from tests.libmem.fake_daemon import PATIENCE_S, FakeDaemon, Incoming, die, hold, refuse, silent
 from tests.libmem.script import run_script
 
 
@@ -133,13 +133,16 @@ async def test_a_call_times_out(client: AsyncClient, daemon: FakeDaemon) -> None
     assert (await client.info()).server == "fake"
 
 
-@pytest.mark.parametrize("is_answered_first", [False, True])
+def cancel_in(turns: int, task: "asyncio.Task[Any]") -> None:
+    """Cancel a task after so many turns of the loop; its reply is read in the first of them."""
+    loop = asyncio.get_running_loop()
+    loop.call_soon(task.cancel) if turns == 0 else loop.call_soon(cancel_in, turns - 1, task)
+
+
+@pytest.mark.parametrize("turns", [None, 0, 1], ids=["unanswered", "unread", "read"])
 @pytest.mark.parametrize("syscall", ["mmap_cube", "create_cube", "pin_cube"])
 def test_a_cancelled_call_gives_back_what_it_is_granted(
-    daemon: FakeDaemon,
-    syscall: str,
-    is_answered_first: bool,
-    open_memory: Callable[[], int],
+    daemon: FakeDaemon, syscall: str, turns: int | None, open_memory: Callable[[], int]
 ) -> None:
     async def main() -> None:
         async with await libmem.aio.connect(daemon.runtime_dir) as client:
@@ -153,13 +156,11 @@ def test_a_cancelled_call_gives_back_what_it_is_granted(
             }
             task = asyncio.create_task(call[syscall]())
             await seen(daemon, lambda: daemon.count(syscall) == 1)
-            if is_answered_first:
-                daemon.release_held()
-                session = daemon.live_sessions()[0]
-                daemon.wait_for(lambda: session.handles == 1)  # the loop stands still meanwhile
-                asyncio.get_running_loop().call_soon(task.cancel)
-            else:
+            if turns is None:
                 task.cancel()
+            else:
+                await_the_answer_without_reading_it(client, daemon)
+                cancel_in(turns, task)
             with pytest.raises(asyncio.CancelledError):
                 await task
             daemon.release_held()
@@ -169,6 +170,14 @@ def test_a_cancelled_call_gives_back_what_it_is_granted(
             assert open_memory() == before
 
     asyncio.run(main())
+
+
+def await_the_answer_without_reading_it(client: AsyncClient, daemon: FakeDaemon) -> None:
+    """The loop stands still meanwhile."""
+    link = client._connection.link
+    assert link is not None
+    daemon.release_held()
+    assert link.dealer.poll(PATIENCE_S * 1000)
 
 
 @on_a_loop

@@ -150,6 +150,24 @@ def test_a_handle_that_comes_late_is_given_back(
         assert open_memory() == before
 
 
+def test_a_descriptor_that_comes_late_in_another_call_is_closed(
+    client: libmem.Client, daemon: FakeDaemon, open_memory: Callable[[], int]
+) -> None:
+    def late_and_then_this(daemon: FakeDaemon, incoming: Incoming) -> None:
+        daemon.answer_held()
+        daemon.answer(incoming)
+
+    client.write("/a/b", "x")
+    before = open_memory()
+    daemon.script("mmap_cube", hold)
+    with pytest.raises(MemError):
+        client.call(c.MmapCube("/a/b"), timeout_s=0.02)
+    daemon.script("info", late_and_then_this)
+    client.info()
+    daemon.wait_for(lambda: daemon.live_sessions()[0].handles == 0)
+    assert open_memory() == before
+
+
 def test_a_late_handle_of_an_interrupted_call_is_given_back(
     client: libmem.Client, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:

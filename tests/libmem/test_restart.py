@@ -1,5 +1,6 @@
 """What a client does when the daemon dies, comes back, or never was."""
 
+import socket
 import threading
 from typing import Any
 
@@ -11,7 +12,15 @@ from libmem.abi import calls as c
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.structs import Event
 from libmem.abi.wire import encode
-from tests.libmem.fake_daemon import Action, FakeDaemon, Incoming, die, die_after, hold, refuse
+from tests.libmem.fake_daemon import (
+    PATIENCE_S,
+    Action,
+    FakeDaemon,
+    Incoming,
+    die,
+    die_after,
+    refuse,
+)
 
 
 def errno_of(raised: pytest.ExceptionInfo[MemError]) -> Errno:
@@ -118,18 +127,31 @@ def test_a_shutdown_is_never_repeated(client: libmem.Client, daemon: FakeDaemon)
 
 
 def test_a_reply_that_was_sent_before_the_death_counts(
-    client: libmem.Client, daemon: FakeDaemon
+    client: libmem.Client, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def answer_and_close_the_road(daemon: FakeDaemon, incoming: Incoming) -> None:
+    saw_the_end = threading.Event()
+    link = client._connection.link
+    assert link is not None
+    drain = link.drain
+
+    def watched() -> bool:
+        is_alive = drain()
+        if not is_alive:
+            saw_the_end.set()
+        return is_alive
+
+    def end_the_road_first(daemon: FakeDaemon, incoming: Incoming) -> None:
         road = daemon.live_sessions()[0].road
         assert road is not None
-        road.shutdown(2)  # the end of the fd road is seen first
+        road.shutdown(socket.SHUT_RDWR)
+        assert saw_the_end.wait(PATIENCE_S)
         daemon.answer(incoming)
 
-    daemon.script("write_cube", hold, answer_and_close_the_road)
-    with pytest.raises(MemError):
-        client.call(c.WriteCube("/a/b", b"x"), timeout_s=0.02)
+    monkeypatch.setattr(link, "drain", watched)
+    monkeypatch.setattr(libmem.link, "GRACE_MS", PATIENCE_S * 1000)
+    daemon.script("write_cube", end_the_road_first)
     assert client.write("/a/b", "x").version == 1
+    assert saw_the_end.is_set()
 
 
 def test_handles_do_not_survive(client: libmem.Client, daemon: FakeDaemon) -> None:
@@ -179,6 +201,7 @@ def test_pins_are_taken_again(client: libmem.Client, daemon: FakeDaemon) -> None
     daemon.start()
     client.info()
     assert list(daemon.live_sessions()[0].pinned.values()) == ["/a/kept"]
+    assert daemon.count("pin_cube") == 3 + 2  # the released one is not asked for
     assert (kept.is_held, gone.is_held) == (True, False)
     kept.release()
     gone.release()
