@@ -23,7 +23,7 @@ from libmem.abi.limits import (
     TEXT_FIELD_MAX_BYTES,
 )
 from libmem.abi.names import namespace_of, parse_name, parse_ref
-from libmem.abi.structs import CubeType, Descriptive, EventKind, Governance
+from libmem.abi.structs import CubeType, Descriptive, Durability, EventKind, Governance
 from libmem.abi.wire import encode
 from memosd.kernel.access import EXECUTE, READ, WRITE, Identity, allows, require_owner
 from memosd.kernel.namespace import Namespace
@@ -245,9 +245,7 @@ class Cubes:
             self._table.put_expiry(cube_id, row.expires_ns)
             self._table.put_cube(cube_id, row)
         else:
-            if draft.durability is not None:
-                existing.row.durability = draft.durability
-            row = self.succeed(existing, version, admission.governance)
+            row = self.succeed(existing, version, admission.governance, draft.durability)
         self._table.log(EventKind.WRITE, cube_id, row, actor_uid=who.uid)
         return WriteReply(id=cube_id, version=version.version, digest=content.digest)
 
@@ -276,10 +274,15 @@ class Cubes:
         )
 
     def succeed(
-        self, existing: Cube, version: VersionRow, governance: Governance | None
+        self,
+        existing: Cube,
+        version: VersionRow,
+        governance: Governance | None,
+        durability: Durability | None = None,
     ) -> CubeRow:
         """Put `version` on top of a cube, the current one into its history."""
         row = msgspec.structs.replace(existing.row, current=version, last_version=version.version)
+        row.durability = durability or row.durability
         if governance is not None:
             row.mode, row.priority = governance.mode, governance.priority
             row.sensitivity, row.expires_ns = governance.sensitivity, governance.expires_ns

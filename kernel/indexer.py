@@ -108,12 +108,13 @@ class Indexer:
         stamp = await self._io.run(self.index.open)
         newest, oldest = self._table.durable_seq, self._table.oldest_seq
         self._is_open = True
-        self.indexed_seq = stamp
-        if not oldest - 1 <= stamp <= newest:
-            # It knows more than the table (a restored table), or less than the log can tell.
-            await self._io.run(self.index.clear)
-            self.indexed_seq = 0
-            self._rebuild_from = b"" if oldest > 1 else None
+        if oldest - 1 <= stamp <= newest:
+            self._advance(stamp)  # it may be all that who searched meanwhile waits for
+            return
+        # It knows more than the table (a restored table), or less than the log can tell.
+        await self._io.run(self.index.clear)
+        self.indexed_seq = 0
+        self._rebuild_from = b"" if oldest > 1 else None
 
     async def _step(self) -> None:
         events = list(islice(self._table.events_after(self.indexed_seq), _CHUNK))

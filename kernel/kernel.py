@@ -28,7 +28,7 @@ from memosd.kernel.pagetable import PageTable
 from memosd.kernel.param import Parameters
 from memosd.kernel.parts import Parts
 from memosd.kernel.policies.table import make_policy
-from memosd.kernel.ports import Clock, Driver, FrameTier, Index, Io, Store, Tier
+from memosd.kernel.ports import Clock, Driver, FrameTier, Index, Io, PayloadKey, Store, Tier
 from memosd.kernel.reclaim import Reclaim
 from memosd.kernel.removal import Removal
 from memosd.kernel.residents import RamAccount, Residents
@@ -99,12 +99,19 @@ class Kernel:
         """Clear up after a crash, start what runs by itself."""
         parts = self.parts
         for key in list(parts.table.volatile):
-            self.removal.lose(key, "the daemon stopped before it was written back")
+            self._lose(key)
         parts.table.ledger.commit()
         detach(clear_leftovers(parts, self.reclaim.storing))
         self.indexer.kick()
         parts.timers.every(parts.parameters.heat_flush_ns, parts.heat.write_back)
         parts.timers.every(parts.parameters.expiry_sweep_ns, self._sweep)
+
+    def _lose(self, key: PayloadKey) -> None:
+        try:
+            self.removal.lose(key, "the daemon stopped before it was written back")
+        except MemError as error:
+            # fsck reports it; the daemon must boot with a damaged row as with any other.
+            _log.warning("a lost payload keeps its rows", payload=key.hex(), error=str(error))
 
     def _sweep(self) -> None:
         while self.removal.expire() == 256:
@@ -112,10 +119,15 @@ class Kernel:
 
     # -- the server's side ---------------------------------------------------------------------
 
-    def turn(self) -> None:
-        """At the end of every loop turn: what is due, and the group commit."""
-        self.parts.timers.run_due()
+    def turn(self) -> float | None:
+        """At the end of every loop turn: what is due, and the group commit.
+
+        Returns the seconds until something is due again, None without any.
+        """
+        timers = self.parts.timers
+        timers.run_due()
         self.parts.table.ledger.commit()
+        return timers.next_delay_s()
 
     def identify(self, identity: Identity) -> Identity:
         """The same process, with what this daemon grants to it."""

@@ -57,6 +57,7 @@ class Ledger:
         self._earlier_writers: set[int] = set()
         """Sessions that waited for the last few commits."""
         self.commits = 0
+        self.rollbacks = 0
 
     # -- reads and changes ---------------------------------------------------------------
 
@@ -73,6 +74,11 @@ class Ledger:
                 self._touched = max(self._touched, self._filling_generation - 1)
                 return value  # type: ignore[return-value]
         return self._store.get(table, key)
+
+    def is_pending(self, table: str, key: bytes) -> bool:
+        """Has the row changes that are not durable yet?"""
+        at = (table, key)
+        return at in self._filling or at in self._flushing
 
     def put(self, table: str, key: bytes, value: bytes) -> None:
         self._touched = self._filling_generation
@@ -215,6 +221,7 @@ class Ledger:
         # arrived meanwhile: a larger group costs no more than a small one.
 
     def _roll_back(self, error: MemError) -> None:
+        self.rollbacks += 1
         self._store.settle()
         waiters = self._flushing_waiters + self._filling_waiters
         self._flushing, self._filling = {}, {}

@@ -32,9 +32,7 @@ class Pager:
         self._table = parts.table
         self._io = parts.io
         self._heat = parts.heat
-        self._fills: dict[PayloadKey, Completion[Resident]] = {}
-        self._doomed: set[PayloadKey] = set()
-        """Unlinked while their fill was under way."""
+        self._fills: dict[PayloadKey, Completion[None]] = {}
         self._table.ledger.on_rollback.append(self._on_rollback)
 
     # -- faults --------------------------------------------------------------------------------
@@ -47,35 +45,29 @@ class Pager:
         self.check_quarantine(cube)
         while (resident := self.residents.find(cube.key)) is None:
             running = self._fills.get(cube.key)
+            # Then look again: whoever waited for it before us may have evicted it.
             if running is None:
-                return await self._fill(cube, space)
-            await running  # then look again: a waiter before us may have evicted it
+                await self._fill(cube, space)
+            else:
+                await running
         self.residents.policy.touch(cube.key)
         return resident
 
-    async def _fill(self, cube: Cube, space: Namespace) -> Resident:
-        key = cube.key
-        done = self._fills[key] = Completion()
+    async def _fill(self, cube: Cube, space: Namespace) -> None:
+        done = self._fills[cube.key] = Completion()
         try:
-            resident = await self._filled(cube, space)
+            await self._bring_in(cube, space)
         except BaseException as error:
-            self._end_fill(key)
+            del self._fills[cube.key]
             done.fail(error)
             raise
-        self._end_fill(key)
-        done.resolve(resident)
-        return resident
+        del self._fills[cube.key]
+        done.resolve(None)
 
-    def _end_fill(self, key: PayloadKey) -> None:
-        del self._fills[key]
-        self._doomed.discard(key)
-
-    async def _filled(self, cube: Cube, space: Namespace) -> Resident:
+    async def _bring_in(self, cube: Cube, space: Namespace) -> None:
         frame = await self.allocate(space, cube.version.size_bytes)
         try:
             await self._load(cube, frame)
-            if cube.key in self._doomed:
-                raise MemError(Errno.ENOENT, "unlinked while it was read", cube=cube.row.name)
             self._ram.seal(frame, frame.size_bytes)
         except MemError:
             self.give_back(space, frame)
@@ -91,7 +83,7 @@ class Pager:
         )
         resident = Resident(cube.id, cube.key, frame, space)
         resident.priority = cube.row.priority
-        return self.adopt(resident)
+        self.adopt(resident)
 
     async def _load(self, cube: Cube, frame: Frame) -> None:
         try:
@@ -107,10 +99,17 @@ class Pager:
                     cube.version.digest,
                 )
         except MemError as error:
-            # A page file that is gone is as bad as one that is damaged, unless it was unlinked.
-            if cube.key not in self._doomed and error.errno in (Errno.ECORRUPT, Errno.ENOENT):
+            self._require_row(cube)
+            # A page file that is gone is as bad as one that is damaged.
+            if error.errno in (Errno.ECORRUPT, Errno.ENOENT):
                 raise self.quarantine(cube, error) from None
             raise
+        self._require_row(cube)
+
+    def _require_row(self, cube: Cube) -> None:
+        """Is the payload still anybody's, after a wait? Errors: ENOENT."""
+        if not self._table.has_payload(cube.key):
+            raise MemError(Errno.ENOENT, "unlinked while it was read", cube=cube.row.name)
 
     def inline_payload(self, cube: Cube) -> bytes:
         """A small payload by value, verified. Errors: ECORRUPT."""
@@ -161,19 +160,19 @@ class Pager:
         self.residents.account.release(space, charge_bytes)
         self._io.run(self._ram.discard, frame)
 
-    def adopt(self, resident: Resident) -> Resident:
+    def adopt(self, resident: Resident) -> None:
         """Make a sealed, charged frame resident."""
         resident.charged_bytes = self._ram.charge_bytes(resident.frame.size_bytes)
         self._ram.adopt(resident.key, resident.frame)
         self.residents.add(resident)
-        return resident
 
     # -- what table changes mean for residents -------------------------------------------------
 
     def forget(self, key: PayloadKey) -> None:
-        """The payload is gone for good: free it now, or with its last holder."""
-        if key in self._fills:
-            self._doomed.add(key)
+        """The payload is gone for good: free it now, or with its last holder.
+
+        One that is just being read has no resident yet; `_load` looks for its row afterwards.
+        """
         resident = self.residents.find(key)
         if resident is None or resident.is_orphan:
             return
@@ -184,6 +183,6 @@ class Pager:
 
     def _on_rollback(self, _error: MemError) -> None:
         """Payloads that were to come with the failed commit are nobody's."""
-        for key in [*self._fills, *(resident.key for resident in self.residents)]:
-            if not self._table.has_payload(key):
-                self.forget(key)
+        for resident in self.residents:
+            if not self._table.has_payload(resident.key):
+                self.forget(resident.key)

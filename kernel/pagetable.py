@@ -8,7 +8,8 @@ descents in mapped memory, and a daemon with a million cubes boots as fast as an
 
 import os
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from contextlib import suppress
+from typing import Final, NamedTuple
 
 from libmem.abi.digest import digest_of
 from libmem.abi.errors import Errno, MemError
@@ -28,6 +29,10 @@ from memosd.kernel.rows import (
 )
 
 __all__ = ["Cube", "PageTable", "event_of", "new_id"]
+
+
+_HOT_MAX: Final = 4096
+"""Resolved names kept in memory, about a kilobyte each."""
 
 
 class _Ids:
@@ -75,6 +80,8 @@ class PageTable:
         self.volatile: dict[PayloadKey, bytes] = {}
         """Cache payloads that are in RAM only, and the cube of each."""
         self._reload()
+        self._hot: dict[str, Cube] = {}
+        """Names resolved lately, as the durable rows have them; never changed, only replaced."""
         self._staged_seq = self._durable_seq
         self.oldest_seq = _first_seq(store)
         """The first event still retained."""
@@ -98,11 +105,27 @@ class PageTable:
 
     def resolve(self, ref: NameRef) -> Cube:
         """The cube and version behind a parsed name. Errors: ENOENT, ECORRUPT."""
+        hot = self._hot.get(ref.name)
+        if hot is not None and not ref.version and not self.is_expired(hot.row):
+            return hot
         cube_id = self.find_id(ref.name)
         row = self.cube_row(cube_id) if cube_id is not None else None
         if cube_id is None or row is None or self.is_expired(row):
             raise MemError(Errno.ENOENT, "no such cube", cube=ref.name)
-        return Cube(cube_id, row, self._version(cube_id, row, ref))
+        cube = Cube(cube_id, row, self._version(cube_id, row, ref))
+        if cube.is_current:
+            self._remember(cube)
+        return cube
+
+    def _remember(self, cube: Cube) -> None:
+        """Keep a resolved name at hand, unless the rows it came from are not durable yet."""
+        name = cube.row.name
+        pending = self.ledger.is_pending
+        if pending("names", name.encode()) or pending("cubes", cube.id):
+            return
+        if len(self._hot) >= _HOT_MAX:
+            self._hot.clear()
+        self._hot[name] = cube
 
     def _version(self, cube_id: bytes, row: CubeRow, ref: NameRef) -> VersionRow:
         if ref.version in (0, row.current.version):
@@ -166,13 +189,16 @@ class PageTable:
     # -- changes -------------------------------------------------------------------------------
 
     def put_cube(self, cube_id: bytes, row: CubeRow) -> None:
+        self._hot.pop(row.name, None)
         self.ledger.put("cubes", cube_id, encode_row(cube_id, row))
 
     def put_name(self, name: str, cube_id: bytes) -> None:
+        self._hot.pop(name, None)
         key = name.encode()
         self.ledger.put("names", key, seal_value(key, cube_id))
 
     def drop_name(self, name: str) -> None:
+        self._hot.pop(name, None)
         self.ledger.delete("names", name.encode())
 
     def drop_cube(self, cube_id: bytes) -> None:
@@ -207,8 +233,8 @@ class PageTable:
         return any(self.ledger.get(table, key) is not None for table in ("payloads", "pages"))
 
     def has_page_file(self, key: PayloadKey) -> bool:
-        """Does any row name this page file?"""
-        return self.ledger.get("pages", key) is not None
+        """Does any row name this page file, be it one whose removal may still fail?"""
+        return any(rows.get("pages", key) is not None for rows in (self.ledger, self._store))
 
     def set_volatile(self, key: PayloadKey, cube_id: bytes) -> None:
         """Mark a cache payload as in RAM only."""
@@ -289,16 +315,26 @@ class PageTable:
         self._durable_seq = self._staged_seq
 
     def _on_rollback(self, _error: MemError) -> None:
+        self._hot.clear()
         self._next_seq = self._staged_seq = self._durable_seq
         self.oldest_seq = _first_seq(self._store)
         self._reload()
 
     def _reload(self) -> None:
         self.quarantined = {key for key, _ in self._store.scan("quarantine", b"")}
-        self.volatile = {
-            key: unseal_value("volatile", key, value)
+        owners = [
+            (key, _owner(key, value, self._store.get("pages", key)))
             for key, value in self._store.scan("volatile", b"")
-        }
+        ]
+        self.volatile = {key: owner for key, owner in owners if owner is not None}
+
+
+def _owner(key: PayloadKey, *sealed: bytes | None) -> bytes | None:
+    """The cube of a cache payload, by the first row of two that is whole."""
+    for table, value in zip(("volatile", "pages"), sealed, strict=True):
+        with suppress(MemError):
+            return unseal_value(table, key, value or b"")
+    return None
 
 
 def _first_seq(store: Store) -> int:

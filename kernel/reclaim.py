@@ -42,15 +42,22 @@ class Reclaim:
         Errors: ENOMEM, EDQUOT with need_bytes and free_bytes, after reclaim was tried.
         """
         account = self._residents.account
+        stuck: set[PayloadKey] = set()
         while (shortage := account.shortage(space, need_bytes)) is not None:
-            only = space if shortage.errno is Errno.EDQUOT else None
-            victim = next(self._residents.victims(only), None)
+            if not account.can_ever_fit(space, need_bytes):
+                raise shortage  # nobody else's payload could help
+            victim = self._victim(space if shortage.errno is Errno.EDQUOT else None, stuck)
             if victim is not None:
-                await self._take(victim, "direct reclaim", shortage)
+                if not await self._take(victim, "direct reclaim", shortage):
+                    stuck.add(victim.key)
             elif self._writing:
                 await _quietly(next(iter(self._writing.values())))
             else:
                 raise shortage
+
+    def _victim(self, space: Namespace | None, stuck: set[PayloadKey]) -> Resident | None:
+        victims = self._residents.victims(space)
+        return next((victim for victim in victims if victim.key not in stuck), None)
 
     def balance(self) -> None:
         """Start background reclaim when RAM is above the high watermark."""
@@ -66,28 +73,47 @@ class Reclaim:
     async def _balance(self) -> None:
         account = self._residents.account
         low_bytes = self._parameters.ram_low * account.budget_bytes
+        stuck: set[PayloadKey] = set()
         try:
             while account.used_bytes > low_bytes:
-                victim = next(self._residents.victims(None), None)
+                victim = self._victim(None, stuck)
                 if victim is None:
                     return
-                await self._take(victim, "above the high watermark", None)
+                if not await self._take(victim, "above the high watermark", None):
+                    stuck.add(victim.key)
         finally:
             self._is_balancing = False
 
-    async def _take(self, victim: Resident, reason: str, shortage: MemError | None) -> None:
+    async def _take(self, victim: Resident, reason: str, shortage: MemError | None) -> bool:
+        """Evict it; False when it has to stay, so that another one must go."""
         if victim.is_dirty:
             try:
                 await self.write_back(victim)
             except MemError:
-                # It could not be kept on disk. A cache payload is lost at worst; that is now.
-                if not victim.is_held and self._residents.find(victim.key) is victim:
-                    self.on_lose(victim.key, "could not be written back while RAM was short")
-                return
-            if victim.is_held or self._residents.find(victim.key) is not victim:
-                return
+                # It cannot be kept on disk, and that is not yet worth its loss.
+                return False if shortage is None else await self._lose(victim)
+            if not self._is_evictable(victim):
+                return True
         numbers = dict(shortage.detail) if shortage else {}
         self.evict(victim, reason, **numbers)
+        return True
+
+    def _is_evictable(self, victim: Resident) -> bool:
+        """Still there, and nobody's, after a wait."""
+        return not victim.is_held and self._residents.find(victim.key) is victim
+
+    async def _lose(self, victim: Resident) -> bool:
+        """A cache payload is lost at worst; that is now. False when not even that can be done."""
+        if not self._is_evictable(victim):
+            return True
+        try:
+            if victim.key in self._table.volatile:  # else its unlink is under way
+                self.on_lose(victim.key, "could not be written back while RAM was short")
+            # It goes with that commit. Should that fail, all is as it was before.
+            await self._table.ledger.durable()
+        except MemError:
+            return False
+        return True
 
     def evict(self, victim: Resident, reason: str, **numbers: float | str) -> int:
         """Drop a clean, unheld resident; returns the bytes freed."""
@@ -151,8 +177,7 @@ class Reclaim:
         elif resident.is_orphan:
             self._io.run(self._disk.free, key)
         else:
-            resident.manifest = None
-            self._table.set_settled(key)
+            self._settle(resident)
             self._heat.decide(
                 resident.cube_id,
                 "write-back",
@@ -161,14 +186,31 @@ class Reclaim:
             )
         self.release(resident, "busy")
 
+    def _settle(self, resident: Resident) -> None:
+        """It is on disk now. Dirty again, should the commit that says so fail."""
+        manifest, resident.manifest = resident.manifest, None
+        self._table.set_settled(resident.key)
+
+        def restore(failure: MemError | None) -> None:
+            if failure is not None:
+                resident.manifest = manifest
+
+        ledger = self._table.ledger
+        ledger.when_durable(ledger.pending_barrier(), restore)
+
     async def write_back_all(self) -> None:
         """Store every dirty resident. Errors: the last failure, after all were tried."""
         failure: MemError | None = None
         for resident in self._residents:
+            if resident.is_orphan or self._residents.find(resident.key) is not resident:
+                continue  # unlinked while another one was written
             try:
                 await self.write_back(resident)
             except MemError as error:
                 failure = error
+        for key in [key for key in self._table.volatile if self._residents.find(key) is None]:
+            # Written back and evicted, but the commit that said so failed.
+            self._table.set_settled(key)
         if failure is not None:
             raise failure
 

@@ -5,6 +5,8 @@ between leaves nothing dangling that boot cannot clear, and a commit that fails 
 as it was. Kernel thread only.
 """
 
+from contextlib import suppress
+
 import msgspec
 
 from libmem.abi.calls import RenameCube, RenameReply, UnlinkCube, UnlinkReply
@@ -118,34 +120,37 @@ class Removal:
             if key[:8] > now or len(due) == limit:
                 break
             due.append(key)
-        for key in due:
-            self._expire_one(key)
-        return len(due)
+        return sum(self._expire_one(key) for key in due)
 
-    def _expire_one(self, key: bytes) -> None:
+    def _expire_one(self, key: bytes) -> bool:
         cube_id = key[8:]
         try:
             row = self._table.cube_row(cube_id)
+            if row is None or row.expires_ns != int.from_bytes(key[:8], "big"):
+                self._table.ledger.delete("expiry", key)
+            else:
+                self.remove_expired(cube_id, row)
         except MemError:
-            row = None  # fsck reports it
-        if row is None or row.expires_ns != int.from_bytes(key[:8], "big"):
-            self._table.ledger.delete("expiry", key)
-            return
-        self.remove_expired(cube_id, row)
+            return False  # damaged rows: fsck reports them, the sweep goes on
+        return True
 
     def remove_expired(self, cube_id: bytes, row: CubeRow) -> None:
-        """Remove a cube whose time is over."""
+        """Remove a cube whose time is over. Errors: ECORRUPT; then nothing changed."""
         self._remove(cube_id, row, EventKind.EXPIRE, actor_uid=0)
 
     def lose(self, key: PayloadKey, reason: str) -> None:
-        """A cache payload is nowhere any more: remove the versions that showed it."""
+        """A cache payload is nowhere any more: remove the versions that showed it.
+
+        Errors: ECORRUPT: its cube's rows are damaged; then nothing changed.
+        """
         cube_id = self._table.volatile[key]
         row = self._table.cube_row(cube_id)
         if row is None:
             self._table.set_settled(key)
             return
-        self._heat.decide(cube_id, "lost", reason)
+        space = self._namespaces.by_id(row.namespace)
         older = self._table.older_versions(cube_id)
+        self._heat.decide(cube_id, "lost", reason)
         left = [version for version in older if version.payload_id != key]
         if not left and row.current.payload_id == key:
             self._remove(cube_id, row, EventKind.EXPIRE, actor_uid=0)
@@ -157,7 +162,7 @@ class Removal:
             self._table.put_cube(cube_id, row)
             older.append(lost)
         doomed = [version for version in older if version.payload_id == key]
-        self._drop_versions(cube_id, row, doomed, self._namespaces.by_id(row.namespace))
+        self._drop_versions(cube_id, row, doomed, space)
         self._table.log(EventKind.EXPIRE, cube_id, row)
 
     # -- rename --------------------------------------------------------------------------------
@@ -170,8 +175,7 @@ class Removal:
         self._cubes.check_version(cube, request.expected_version, request.name)
         target = self._namespaces.find(namespace_of(new_name))
         target.require(who, WRITE | EXECUTE)
-        if self._table.find_id(new_name) is not None:
-            raise MemError(Errno.EEXIST, "the new name is taken", cube=new_name)
+        self._require_free(new_name)
         if target is not space:
             self._change_space(cube, space, target)
         row = msgspec.structs.replace(cube.row, name=new_name, namespace=target.id)
@@ -180,6 +184,16 @@ class Removal:
         self._table.put_cube(cube.id, row)
         self._table.log(EventKind.RENAME, cube.id, row, actor_uid=who.uid, old_name=cube.row.name)
         return RenameReply(version=row.current.version)
+
+    def _require_free(self, name: str) -> None:
+        """Errors: EEXIST. An expired cube that is not swept yet gives way."""
+        cube_id = self._table.find_id(name)
+        row = self._table.cube_row(cube_id) if cube_id is not None else None
+        if cube_id is None:
+            return
+        if row is None or not self._table.is_expired(row):
+            raise MemError(Errno.EEXIST, "the new name is taken", cube=name)
+        self.remove_expired(cube_id, row)
 
     def _change_space(self, cube: Cube, space: Namespace, target: Namespace) -> None:
         versions = [*self._table.older_versions(cube.id), cube.row.current]
@@ -202,7 +216,9 @@ class Removal:
 
         def undo(error: MemError | None) -> None:
             for key in moved if error else ():
-                self._residents.move(key, space)
+                # Where the old place was taken meanwhile, it stays charged to the new one.
+                with suppress(MemError):
+                    self._residents.move(key, space)
 
         ledger = self._table.ledger
         ledger.when_durable(ledger.pending_barrier(), undo)

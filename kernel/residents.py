@@ -94,6 +94,10 @@ class RamAccount:
         self.used_bytes -= bytes_less
         self._by_space[space.id] = self.used_by(space) - bytes_less
 
+    def can_ever_fit(self, space: Namespace, need_bytes: int) -> bool:
+        """Were everything else out of the way."""
+        return need_bytes <= min(self.budget_bytes, space.row.quota.ram_bytes or need_bytes)
+
     def shortage(self, space: Namespace, need_bytes: int) -> MemError | None:
         """Why a charge would not fit now: EDQUOT or ENOMEM, or None when it fits."""
         quota = space.row.quota.ram_bytes

@@ -51,11 +51,12 @@ class Timers:
 
     def next_delay_s(self) -> float | None:
         """Seconds until the next deadline, 0 when one is due, None without any."""
-        while self._heap and self._heap[0][2].action is None:
-            heapq.heappop(self._heap)
-        if not self._heap:
+        heap = self._heap
+        while heap and heap[0][2].action is None:
+            heapq.heappop(heap)
+        if not heap:
             return None
-        return max(0, self._heap[0][0] - self._clock.monotonic_ns()) / 1e9
+        return max(0, heap[0][0] - self._clock.monotonic_ns()) / 1e9
 
     def run_due(self) -> None:
         now_ns = self._clock.monotonic_ns()

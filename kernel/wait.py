@@ -35,7 +35,14 @@ class Completion(Generic[T]):
         self._finish(value, None)
 
     def fail(self, error: BaseException) -> None:
-        """Raise the error in everybody who waits."""
+        """Raise the error in everybody who waits.
+
+        A MemError comes without its traceback and cause. They would keep, in a circle with this
+        object, all that the failed work had in hand: a payload, or a view of freed memory.
+        """
+        if isinstance(error, MemError):
+            error.__cause__ = error.__context__ = None
+            error = error.with_traceback(None)
         self._finish(None, error)
 
     def on_done(self, waiter: Callable[[], None]) -> None:
@@ -103,9 +110,6 @@ class _Task(Generic[T]):
                     return
         except StopIteration as stop:
             self.done.resolve(stop.value)
-        except MemError as error:
-            # For the caller, who wants no traceback: it would keep all that the call held.
-            self.done.fail(error.with_traceback(None))
         except BaseException as error:  # noqa: BLE001
             self.done.fail(error)
 

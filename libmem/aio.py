@@ -2,8 +2,8 @@
 
 Owns one connection and, for its present link, a pump that hands replies to the calls that wait
 for them. All decisions are shared with the synchronous client (`connection`, `operations`); what
-differs is only how one waits. Reading the DEALER's descriptor on the loop is about twice as fast
-as zmq.asyncio, which makes several futures per message.
+differs is only how one waits. The DEALER's descriptor is read on the loop: a call takes 80 us, the
+same over zmq.asyncio 104, and with 64 in flight a third more of them are done.
 
 A client belongs to the event loop it was made on. Cancelling a task abandons its call cleanly:
 what its reply would have granted is given back. Opening a link is blocking code and takes a

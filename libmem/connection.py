@@ -154,15 +154,26 @@ class Connection:
 
         Errors: those of `open_link`.
         """
-        link = yield from self._opening(deadline)
-        try:
-            for pin in tuple(self.pins):
-                yield from self._renewing(pin, keeper, link, deadline)
-        except BaseException:
-            link.close()
-            raise
+        while True:
+            link = yield from self._opening(deadline)
+            try:
+                for pin in tuple(self.pins):
+                    yield from self._renewing(pin, keeper, link, deadline)
+                self._adopt(link)
+            except MemError as error:
+                link.close()
+                if error.errno is not Errno.ECONNRESET:
+                    raise
+            except BaseException:
+                link.close()
+                raise
+            else:
+                return link
+
+    def _adopt(self, link: Link) -> None:
+        if self.is_closed:  # while the link was being opened
+            raise MemError(Errno.EBADF, "this client was closed")
         self.link, self.hello, self.epoch = link, link.hello, link.epoch
-        return link
 
     def _opening(self, deadline: float) -> Effects[Link]:
         pause_s = _PAUSE_FIRST_S

@@ -88,7 +88,8 @@ class ControlRoad:
         """Peers with replies that wait."""
         self._is_empty = False
         """Nothing has arrived, and nothing was sent since that was found."""
-        epoll.register(int(self._router.fd), select.EPOLLIN)
+        self.fd = int(self._router.fd)
+        epoll.register(self.fd, select.EPOLLIN)
 
     def _bind(self, mode: int) -> "zmq.Socket[bytes]":
         router = self._context.socket(zmq.ROUTER)
@@ -112,14 +113,10 @@ class ControlRoad:
 
     def drain(self, kernel: Kernel) -> None:
         """Serve what has arrived, up to a turn's share."""
-        if self._is_empty:
-            return
-        try:
-            for _ in range(_MESSAGES_PER_TURN):
-                # Cheaper than asking for events before each: those are a system call.
-                self._serve(kernel, self._router.recv(_NOWAIT, copy=False))
-        except zmq.Again:
-            self._is_empty = True
+        for _ in range(_MESSAGES_PER_TURN):
+            if not self.has_message():
+                return
+            self._serve(kernel)
 
     def has_message(self) -> bool:
         """Is there something to serve? To be asked before the loop waits."""
@@ -134,15 +131,16 @@ class ControlRoad:
 
     def wait_s(self, delay_s: float | None) -> float | None:
         """How long the loop may wait, given what else it waits for; None: until an event."""
+        if not self.slow:
+            return 0.0 if self.has_message() else delay_s
         for peer in list(self.slow):
             peer.flush()
         if self.has_message():
             return 0.0
-        if not self.slow:
-            return delay_s
         return _LATE_RETRY_S if delay_s is None else min(delay_s, _LATE_RETRY_S)
 
-    def _serve(self, kernel: Kernel, head: zmq.Frame) -> None:
+    def _serve(self, kernel: Kernel) -> None:
+        head = self._router.recv(_NOWAIT, copy=False)
         body = self._router.recv(_NOWAIT, copy=False)
         last = body
         while last.more:

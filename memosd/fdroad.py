@@ -25,7 +25,8 @@ __all__ = ["FdRoad", "check_runtime_dir"]
 _SO_PEERGROUPS: Final = 59
 _UCRED: Final = struct.Struct("=iII")
 _TOKEN_MAX_BYTES: Final = 64
-_GROUPS_MAX: Final = 65_536
+_GROUPS_MAX: Final = 256
+"""As many as Python's getsockopt can return; of who is in more, only the primary one counts."""
 _UNBOUND_MAX: Final = 256
 """Connections that showed no token yet; beyond it the oldest of the greediest user goes."""
 
@@ -144,7 +145,7 @@ def _identity_of(connection: socket.socket) -> Identity:
     try:
         raw = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * _GROUPS_MAX)
     except OSError:
-        raw = b""  # before Linux 4.13: only the primary group counts
+        raw = b""  # too many, or before Linux 4.13: only the primary group counts
     groups = frozenset(struct.unpack(f"{len(raw) // 4}I", raw))
     return Identity(uid=uid, gid=gid, pid=pid, groups=groups)
 

@@ -100,9 +100,6 @@ class IoPool:
 
 
 def _translated(error: BaseException) -> BaseException:
-    if isinstance(error, MemError):
-        # Its traceback would keep what the work was given, a view of freed memory, say.
-        return error.with_traceback(None)
     if not isinstance(error, OSError):
         return error
     return MemError(_ERRNOS.get(error.errno or 0, Errno.EIO), str(error))

@@ -79,13 +79,14 @@ class Server:
         control = self._control_road
         while not self._is_stopped:
             control.drain(kernel)
-            kernel.turn()
-            delay_s = control.wait_s(kernel.parts.timers.next_delay_s())
+            delay_s = control.wait_s(kernel.turn())
             for fd, _ in self._epoll.poll(delay_s):
-                if fd == self._wakeup.fd:
-                    self._wakeup.deliver()
-                elif not self._fd_road.serve(fd, kernel):
+                if fd == control.fd:
                     control.woken()
+                elif fd == self._wakeup.fd:
+                    self._wakeup.deliver()
+                else:
+                    self._fd_road.serve(fd, kernel)
         self._fd_road.close(kernel)
         control.close()
         self._epoll.close()

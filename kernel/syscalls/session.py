@@ -49,9 +49,14 @@ def sys_info(context: Context, _request: c.Info) -> c.InfoReply:
 
 async def sys_sync(context: Context, _request: c.Sync) -> c.Done:
     kernel = context.kernel
+    ledger = kernel.parts.table.ledger
+    rollbacks = ledger.rollbacks
     await kernel.reclaim.write_back_all()
     kernel.parts.heat.write_back()
-    await kernel.parts.table.ledger.durable()
+    await ledger.durable()
+    if ledger.rollbacks != rollbacks:
+        # What the first write-backs of many recorded may have gone with it.
+        raise MemError(Errno.EIO, "a commit failed meanwhile; not everything is on disk")
     return c.Done()
 
 

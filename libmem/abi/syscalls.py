@@ -231,6 +231,7 @@ SYSCALLS: Final[tuple[Syscall, ...]] = (
     Syscall(
         30, "shutdown", c.Shutdown, c.Done, Access.ADMIN, (E.EPERM,),
         "Finish what is in flight, write back, close the store, exit.",
+        is_mutation=True,
     ),
     Syscall(
         31, "batch", c.Batch, c.BatchReply, Access.SESSION, (E.EINVAL, E.EOPNOTSUPP),

@@ -1,6 +1,7 @@
 """Names, payloads and sizes that do not fit: one clear error each, and nothing is changed."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -49,7 +50,7 @@ _CALLS = (
 )
 
 
-def _raises(errno: Errno, call: c.Call[libmem.Stat], client: libmem.Client) -> MemError:
+def _raises(errno: Errno, call: c.Call[Any], client: libmem.Client) -> MemError:
     with pytest.raises(MemError) as caught:
         client.call(call)
     assert caught.value.errno is errno, caught.value
@@ -116,15 +117,16 @@ def test_text_that_is_none(client: libmem.Client) -> None:
 
 
 def test_sizes_and_limits(client: libmem.Client) -> None:
-    _raises(Errno.EINVAL, c.CreateCube("/t/x", -1), client)  # type: ignore[arg-type]
-    _raises(Errno.EINVAL, c.CreateCube("/t/x", PAYLOAD_MAX_BYTES + 1), client)  # type: ignore[arg-type]
-    error = _raises(Errno.ENOMEM, c.CreateCube("/t/x", PAYLOAD_MAX_BYTES), client)  # type: ignore[arg-type]
-    assert error.detail["need_bytes"] == PAYLOAD_MAX_BYTES
-    assert error.detail["free_bytes"] < PAYLOAD_MAX_BYTES
-    _raises(Errno.EINVAL, c.Search("x", k=0), client)  # type: ignore[arg-type]
-    _raises(Errno.EINVAL, c.Watch(timeout_ms=-1), client)  # type: ignore[arg-type]
-    _raises(Errno.EINVAL, c.Fsck(cursor="no hex"), client)  # type: ignore[arg-type]
-    _raises(Errno.EINVAL, c.Readdir("/t", cursor="/u/x"), client)  # type: ignore[arg-type]
+    _raises(Errno.EINVAL, c.CreateCube("/t/x", -1), client)
+    _raises(Errno.EINVAL, c.CreateCube("/t/x", PAYLOAD_MAX_BYTES + 1), client)
+    error = _raises(Errno.ENOSPC, c.CreateCube("/t/x", PAYLOAD_MAX_BYTES), client)
+    assert error.detail["need_bytes"] >= PAYLOAD_MAX_BYTES > error.detail["free_bytes"]
+    error = _raises(Errno.ENOMEM, c.CreateCube("/t/x", 63 << 30), client)
+    assert error.detail["need_bytes"] == 63 << 30 > error.detail["free_bytes"]
+    _raises(Errno.EINVAL, c.Search("x", k=0), client)
+    _raises(Errno.EINVAL, c.Watch(timeout_ms=-1), client)
+    _raises(Errno.EINVAL, c.Fsck(cursor="no hex"), client)
+    _raises(Errno.EINVAL, c.Readdir("/t", cursor="/u/x"), client)
     with pytest.raises(MemError) as mode:
         client.write("/t/x", "", governance=Governance(mode=0o7777))
     assert mode.value.errno is Errno.EINVAL

@@ -49,6 +49,7 @@ UNLISTED = frozenset(
         ("create_cube", Errno.ECANCELED),
         ("mmap_cube", Errno.ECANCELED),
         ("pin_cube", Errno.ECANCELED),
+        ("write_cube", Errno.ENOMEM),
     }
 )
 """Errors that handlers raise and their rows do not name."""
@@ -60,7 +61,7 @@ def parameters(**changes: Any) -> Parameters:
         "ram_budget_bytes": 256 * KIB,
         "disk_budget_bytes": 4096 * KIB,
         "inline_limit_bytes": 1 * KIB,
-        "call_by_value_bytes": 64 * KIB,
+        "call_by_value_bytes": 256 * KIB,
         # Background reclaim would make every count depend on it; its own tests turn it on.
         "ram_high": 1.0,
     }

@@ -162,6 +162,7 @@ def test_a_descriptor_that_comes_late_in_another_call_is_closed(
     daemon.script("mmap_cube", hold)
     with pytest.raises(MemError):
         client.call(c.MmapCube("/a/b"), timeout_s=0.02)
+    daemon.wait_for(lambda: daemon.count("mmap_cube") == 1)
     daemon.script("info", late_and_then_this)
     client.info()
     daemon.wait_for(lambda: daemon.live_sessions()[0].handles == 0)
@@ -252,6 +253,29 @@ def test_the_end_of_a_client_ends_its_session(daemon: FakeDaemon, is_closed: boo
     else:
         del client
     daemon.wait_for(lambda: not daemon.live_sessions())
+
+
+def test_a_dropped_client_leaves_no_unclaimed_descriptor_open(
+    daemon: FakeDaemon, open_memory: Callable[[], int]
+) -> None:
+    def descriptor_without_reply(daemon: FakeDaemon, incoming: Incoming) -> None:
+        session = daemon.sessions[incoming.routing_id]
+        granted = daemon.kernel.perform(session, incoming.args)
+        assert isinstance(granted, c.MapReply)
+        daemon.send_descriptor(session, granted.handle)
+
+    before = open_memory()
+    client = libmem.connect(daemon.runtime_dir)
+    client.write("/a/b", "x")
+    daemon.script("mmap_cube", descriptor_without_reply)
+    with pytest.raises(MemError):
+        client.call(c.MmapCube("/a/b"), timeout_s=0.02)
+    daemon.wait_for(lambda: daemon.count("mmap_cube") == 1)
+    client.info()
+    assert open_memory() == before + 2  # the daemon's, and the client's that nobody claims
+    del client
+    daemon.wait_for(lambda: not daemon.live_sessions())
+    assert open_memory() == before
 
 
 def test_threads_share_a_client(client: libmem.Client, daemon: FakeDaemon) -> None:

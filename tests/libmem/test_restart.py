@@ -209,6 +209,20 @@ def test_pins_are_taken_again(client: libmem.Client, daemon: FakeDaemon) -> None
     assert not daemon.live_sessions()[0].pinned
 
 
+def test_a_death_while_pins_are_taken_again_is_one_more_restart(
+    client: libmem.Client, daemon: FakeDaemon
+) -> None:
+    client.write("/a/b", "x")
+    pin = client.pin("/a/b")
+    daemon.restart()
+    daemon.script("pin_cube", die)
+    revival = come_back(daemon)
+    assert client.write("/a/b", "y").version == 2
+    revival.join()
+    assert (client.epoch, pin.is_held) == (3, True)
+    assert daemon.count("write_cube") == 2
+
+
 def test_a_large_write_is_begun_again(client: libmem.Client, daemon: FakeDaemon) -> None:
     daemon.script("seal_cube", refuse(MemError(Errno.ESTALE, "unknown session")))
     assert client.write("/a/b", bytes(10_000)).version == 1

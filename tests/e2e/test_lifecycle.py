@@ -1,0 +1,263 @@
+"""Start and end: what the service manager hears, what stops a boot, and what a stop leaves."""
+
+import fcntl
+import os
+import signal
+import threading
+
+import lmdb
+import pytest
+
+import libmem
+from libmem import CubeType, Durability
+from libmem.abi.errors import Errno, MemError
+from libmem.abi.paths import CONTROL_SOCKET, FD_SOCKET
+from tests.e2e.daemon import PATIENCE_S, Daemon, eventually
+
+MIB = 1 << 20
+ONE_LINE = "memosd: {}"
+
+
+def _refusal(daemon: Daemon, errno: Errno) -> str:
+    """The one line with which it refuses to start, with the errno as its status."""
+    status, words = daemon.refuses_to_start()
+    assert status == errno, words
+    lines = words.splitlines()
+    assert len(lines) == 1, words
+    assert lines[0].startswith("memosd: ")
+    return lines[0]
+
+
+# -- the service manager ---------------------------------------------------------------------------
+
+
+def test_the_service_manager_is_kept_informed(idle: Daemon) -> None:
+    idle.environment = {"WATCHDOG_USEC": "200000"}
+    idle.start()
+    assert f"MAINPID={idle.pid}" in idle.notifications
+    with idle.connect() as client:
+        client.make_namespace("/t")
+        client.write("/t/x", "one")
+        idle.await_notification("STATUS=serving 1 cubes to 1 sessions")
+    assert idle.notifications.count("WATCHDOG=1") >= 1
+    os.kill(idle.pid, signal.SIGTERM)
+    idle.await_notification("STOPPING=1")
+    assert idle.wait_for_end() == 0
+
+
+def test_a_watchdog_of_another_process_is_not_ours(idle: Daemon) -> None:
+    idle.environment = {"WATCHDOG_USEC": "20000", "WATCHDOG_PID": "1"}
+    idle.start()
+    with idle.connect() as client:
+        for _ in range(1000):
+            client.info()
+    idle.stop()
+    assert "WATCHDOG=1" not in idle.notifications
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_well_and_the_sockets_are_gone(
+    number: signal.Signals, daemon: Daemon
+) -> None:
+    os.kill(daemon.pid, number)
+    assert daemon.wait_for_end() == 0
+    assert not (daemon.runtime_dir / CONTROL_SOCKET).exists()
+    assert not (daemon.runtime_dir / FD_SOCKET).exists()
+    with pytest.raises(MemError) as refused:
+        daemon.connect(timeout_s=1)
+    assert refused.value.errno is Errno.ECONNREFUSED
+
+
+def test_shutdown_ends_it_well(daemon: Daemon) -> None:
+    with daemon.connect() as client:
+        client.write("/t/x", "kept")
+        client.shutdown()
+    assert daemon.wait_for_end() == 0
+    daemon.start()
+    with daemon.connect() as client:
+        assert client.read("/t/x") == b"kept"
+
+
+# -- ending under load -----------------------------------------------------------------------------
+
+
+class Writer(threading.Thread):
+    """Writes small and large cubes one after the other until it is refused."""
+
+    def __init__(self, daemon: Daemon, number: int) -> None:
+        super().__init__()
+        self.number = number
+        self.acknowledged: dict[str, bytes] = {}
+        self.end: MemError | None = None
+        self._client = daemon.connect(timeout_s=3)
+
+    def run(self) -> None:
+        with self._client as client:
+            for turn in range(1_000_000):
+                payload = f"{self.number} {turn} ".encode() * (1 if turn % 3 else 5000)
+                name = f"/t/{self.number}-{turn}"
+                try:
+                    client.write(name, payload)
+                except MemError as error:
+                    self.end = error
+                    return
+                self.acknowledged[name] = payload
+
+
+def test_sigterm_under_load_loses_nothing_acknowledged(daemon: Daemon) -> None:
+    writers = [Writer(daemon, number) for number in range(4)]
+    for writer in writers:
+        writer.start()
+    eventually(lambda: all(len(w.acknowledged) > 20 for w in writers), "all write")
+    daemon.stop()
+    for writer in writers:
+        writer.join(PATIENCE_S)
+        assert writer.end is not None
+        assert writer.end.errno in (Errno.ECONNRESET, Errno.ECONNREFUSED, Errno.ESHUTDOWN)
+    daemon.start()
+    with daemon.connect() as client:
+        for writer in writers:
+            for name, payload in writer.acknowledged.items():
+                assert client.read(name) == payload
+
+
+def test_cache_cubes_are_written_back_at_the_end(idle: Daemon) -> None:
+    idle.config = "[behaviour]\nwriteback_delay_s = 86400\n"
+    idle.start()
+    with idle.connect() as client:
+        client.make_namespace("/t")
+        for number in range(20):
+            client.write(
+                f"/t/{number}",
+                bytes([number]) * MIB,
+                type=CubeType.BLOB,
+                durability=Durability.CACHE,
+            )
+        assert idle.page_files() == []
+        idle.stop()
+        assert len(idle.page_files()) == 20
+        idle.start()
+        for number in range(20):
+            assert client.read(f"/t/{number}") == bytes([number]) * MIB
+
+
+def test_watchers_are_let_go_at_the_end(daemon: Daemon) -> None:
+    """A long poll must not keep the daemon from stopping."""
+    clients = [daemon.connect(timeout_s=1) for _ in range(3)]
+    watchers = [threading.Thread(target=_watch, args=(client,)) for client in clients]
+    with daemon.connect() as client:
+        calls = client.info().calls
+        for watcher in watchers:
+            watcher.start()
+        eventually(lambda: client.info().calls > calls + 9, "all wait")
+    daemon.stop()
+    for watcher in watchers:
+        watcher.join(PATIENCE_S)
+        assert not watcher.is_alive()
+    for each in clients:
+        each.close()
+
+
+def _watch(client: libmem.Client) -> None:
+    with pytest.raises(MemError):
+        next(client.watch("/t", timeout_s=PATIENCE_S))
+
+
+# -- what stops a boot -----------------------------------------------------------------------------
+
+
+def test_a_second_daemon_on_the_same_data_is_refused(daemon: Daemon) -> None:
+    second = Daemon()
+    second.data_dir = daemon.data_dir
+    words = _refusal(second, Errno.EBUSY)
+    assert str(daemon.pid) in words
+    assert str(daemon.data_dir) in words
+    second.destroy()
+    with daemon.connect() as client:
+        client.write("/t/x", "unharmed")
+
+
+def test_a_second_daemon_on_the_same_sockets_is_refused(daemon: Daemon) -> None:
+    """Binding would take the sockets away from the first one."""
+    second = Daemon()
+    second.runtime_dir = daemon.runtime_dir
+    words = _refusal(second, Errno.EBUSY)
+    assert str(daemon.runtime_dir) in words
+    second.destroy()
+    with daemon.connect() as client:
+        client.write("/t/x", "unharmed")
+
+
+def test_sockets_left_by_a_killed_daemon_are_no_obstacle(daemon: Daemon) -> None:
+    daemon.kill()
+    assert (daemon.runtime_dir / CONTROL_SOCKET).exists()
+    daemon.start()
+
+
+def test_a_lock_file_without_a_daemon_is_no_obstacle(daemon: Daemon) -> None:
+    daemon.stop()
+    assert (daemon.data_dir / "lock").read_text().strip().isdigit()
+    with (daemon.data_dir / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "another memosd" in _refusal(daemon, Errno.EBUSY)
+    daemon.start()
+
+
+@pytest.mark.parametrize("version", [0, 2, 1 << 31])
+def test_data_of_another_format_is_refused_untouched(version: int, daemon: Daemon) -> None:
+    daemon.stop()
+    path = daemon.data_dir / "table.mdb"
+    with lmdb.open(str(path), subdir=False, lock=False, max_dbs=16, map_size=1 << 30) as env:
+        meta = env.open_db(b"meta")
+        with env.begin(write=True) as transaction:
+            transaction.put(b"format", version.to_bytes(4, "big"), db=meta)
+    before = path.read_bytes()
+    words = _refusal(daemon, Errno.EPROTONOSUPPORT)
+    assert f"format {version}" in words
+    assert path.read_bytes() == before
+
+
+def test_data_that_is_no_table_is_refused(daemon: Daemon) -> None:
+    daemon.stop()
+    (daemon.data_dir / "table.mdb").write_bytes(b"something else entirely " * 1000)
+    _refusal(daemon, Errno.ECORRUPT)
+    (daemon.data_dir / "table.mdb").write_bytes(b"")
+    _refusal(daemon, Errno.ECORRUPT)
+
+
+def test_directories_that_cannot_be_are_one_clear_line(idle: Daemon) -> None:
+    file = idle.folder / "file"
+    file.write_text("a file, no directory")
+    good_data, good_run = idle.data_dir, idle.runtime_dir
+    for place in (file, file / "below", idle.folder / ("x" * 300)):
+        idle.data_dir, idle.runtime_dir = place, good_run
+        assert "data directory" in _refusal(idle, Errno.EIO)
+        idle.data_dir, idle.runtime_dir = good_data, place
+        assert "runtime directory" in _refusal(idle, _socket_errno(place))
+    idle.runtime_dir = idle.folder / ("x" * 100)
+    _refusal(idle, Errno.EINVAL)  # no socket could have that name
+
+
+def _socket_errno(place: os.PathLike[str]) -> Errno:
+    return Errno.EINVAL if len(os.fspath(place)) > 107 else Errno.EIO
+
+
+def test_directories_that_may_not_be_used_are_one_clear_line(idle: Daemon) -> None:
+    """As root one is refused nothing, save by a file system that nobody can write."""
+    idle.data_dir = idle.folder / "data"
+    for place in ("/proc/memosd", "/sys/memosd"):
+        idle.data_dir = type(idle.folder)(place)
+        status, words = idle.refuses_to_start()
+        assert status in (Errno.EACCES, Errno.EIO)
+        assert len(words.splitlines()) == 1
+
+
+def test_a_runtime_directory_that_others_can_change_is_refused(idle: Daemon) -> None:
+    idle.runtime_dir.mkdir()
+    idle.runtime_dir.chmod(0o777)
+    assert "changed by other users" in _refusal(idle, Errno.EPERM)
+
+
+def test_a_full_disk_at_boot_is_one_clear_line(idle: Daemon) -> None:
+    idle.data_dir = type(idle.folder)("/dev/full/data")
+    _refusal(idle, Errno.EIO)
