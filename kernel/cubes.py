@@ -100,7 +100,8 @@ class Cubes:
         """As `open` would find, for listings that leave out what the caller may not read."""
         if not allows(who, (row.uid, row.gid), row.mode, READ) or self._table.is_expired(row):
             return False
-        return self._namespaces.by_id(row.namespace).allows(who, EXECUTE)
+        space = self._namespaces.get(namespace_of(row.name))
+        return space is not None and space.allows(who, EXECUTE)
 
     # -- new versions --------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 import structlog
 
+from libmem.abi import failpoints
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.limits import ABI_VERSION
 from libmem.abi.structs import Stat, Value
@@ -209,6 +210,7 @@ class Dispatch:
         self._in_flight -= 1
         if self._idle is not None and not self._in_flight and not self._idle.is_done:
             self._idle.resolve(None)
+        failpoints.hit("dispatch.reply.before")
         epoch = self._kernel.epoch
         if isinstance(outcome, MemError):
             peer.reply(encode_error(seq, epoch, outcome))

@@ -24,7 +24,7 @@ _CHUNK: Final = 1024
 """Events per index transaction."""
 _TEXT_MAX: Final = 8 << 20
 """Characters per index transaction; a transaction ends with the text that exceeds it."""
-_REST: Final = 4
+_REST: Final = 9
 """While nobody searches, the indexer rests this many times as long as it worked: writers and it
 share one interpreter. A search, or a long backlog, makes it work at full speed."""
 _BACKLOG_MAX: Final = 65_536

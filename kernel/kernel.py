@@ -66,6 +66,9 @@ class Outside(NamedTuple):
     drivers: dict[CubeType, Driver]
     lexicon: Index
     index_io: Io
+    """One thread: an index has one."""
+    commit_io: Io
+    """One thread of its own, so that no commit waits behind a large page file."""
     gate: Gate
 
 
@@ -228,14 +231,17 @@ class Kernel:
 
     def _notices(self) -> list[str]:
         notices = [self.indexer.problem] if self.indexer.problem else []
-        damaged = len(self.parts.table.quarantined)
+        quarantined = len(self.parts.table.quarantined)
+        if quarantined:
+            notices.append(f"{quarantined} payloads are quarantined; `memctl fsck` names them")
+        damaged = len(self.parts.namespaces.damaged)
         if damaged:
-            notices.append(f"{damaged} payloads are quarantined; `memctl fsck` names them")
+            notices.append(f"{damaged} namespaces cannot be read; their cubes are out of reach")
         return notices
 
 
 def _make_parts(parameters: Parameters, outside: Outside) -> Parts:
-    ledger = Ledger(outside.store, outside.io)
+    ledger = Ledger(outside.store, outside.commit_io)
     timers = Timers(outside.clock)
     ledger.linger = lambda call: timers.after(_LINGER_NS, call)
     account = RamAccount(parameters.ram_budget_bytes, parameters.ram_frames)

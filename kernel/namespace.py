@@ -56,6 +56,8 @@ class Namespaces:
         self._by_name: dict[str, Namespace] = {}
         self._by_id: dict[int, Namespace] = {}
         self._dirty: set[int] = set()
+        self.damaged: set[int] = set()
+        """Numbers whose rows cannot be read: their cubes are out of reach until they are mended."""
         self.used_bytes = 0
         self._reserved_bytes = 0
         self._reload()
@@ -92,7 +94,11 @@ class Namespaces:
         """Errors: EEXIST."""
         if row.name in self._by_name:
             raise MemError(Errno.EEXIST, "the namespace exists", namespace=row.name)
-        number = max(self._by_id, default=0) + 1
+        below = row.name.encode() + b"/"
+        if next(self._ledger.scan("names", below, below), None) is not None:
+            # It would open to its maker what the damaged one protected.
+            raise MemError(Errno.EEXIST, "a damaged namespace had that name", namespace=row.name)
+        number = max(self._by_id.keys() | self.damaged, default=0) + 1
         space = Namespace(number, row)
         self._by_name[row.name] = self._by_id[number] = space
         self._touch(space)
@@ -221,11 +227,16 @@ class Namespaces:
         known = self._by_id
         self._by_name, self._by_id = {}, {}
         self._dirty.clear()
+        self.damaged.clear()
         # Not the sum over `known`: a namespace whose making failed may still hold a promise.
         self.used_bytes = self._reserved_bytes
         for key, value in self._store.scan("namespaces", b""):
             number = int.from_bytes(key, "big")
-            row = decode_row(NamespaceRow, "namespaces", key, value)
+            try:
+                row = decode_row(NamespaceRow, "namespaces", key, value)
+            except MemError:
+                self.damaged.add(number)
+                continue
             space = known.get(number) or Namespace(number, row)
             space.row, space.cubes = row, row.usage.cubes
             space.disk_bytes = row.usage.disk_bytes

@@ -8,6 +8,7 @@ Kernel thread only; the bytes move on I/O threads.
 
 from collections.abc import Callable
 
+from libmem.abi import failpoints
 from libmem.abi.errors import Errno, MemError
 from memosd.kernel.namespace import Namespace
 from memosd.kernel.parts import Parts
@@ -188,6 +189,7 @@ class Reclaim:
 
     def _settle(self, resident: Resident) -> None:
         """It is on disk now. Dirty again, should the commit that says so fail."""
+        failpoints.hit("writeback.settle.before")
         manifest, resident.manifest = resident.manifest, None
         self._table.set_settled(resident.key)
 

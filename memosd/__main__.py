@@ -29,7 +29,7 @@ def main() -> int:
             return 0
         logs.configure(config.log.format, config.log.level)
         # Callers must not wait while an I/O thread computes; the default would be 5 ms.
-        sys.setswitchinterval(0.0005)
+        sys.setswitchinterval(0.0002)
         daemon = boot(config)
     except MemError as error:
         print(f"memosd: {error.message}", file=sys.stderr)

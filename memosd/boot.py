@@ -77,6 +77,7 @@ def boot(config: Config) -> Daemon:
     wakeup = Wakeup()
     io = IoPool(wakeup, config.store.io_threads, "io")
     index_io = IoPool(wakeup, 1, "index")
+    commit_io = IoPool(wakeup, 1, "commit")
     disk = DiskTier(config.store.data_dir)
     server = Server(runtime_dir, config.listen.mode_bits, wakeup)
     outside = Outside(
@@ -88,12 +89,13 @@ def boot(config: Config) -> Daemon:
         drivers={driver.type: driver for driver in DRIVERS},
         lexicon=LexicalIndex(config.store.data_dir / "index.db"),
         index_io=index_io,
+        commit_io=commit_io,
         gate=server,
     )
     server.kernel = Kernel(_parameters(config, frames), outside, f"memosd {version('memosd')}")
     io.run(disk.remove_leftovers)
     server.kernel.start()
-    return Daemon(server, (io, index_io), wakeup, store, (data_lock, runtime_lock))
+    return Daemon(server, (io, index_io, commit_io), wakeup, store, (data_lock, runtime_lock))
 
 
 def _lock(directory: Path, name: str, what: str) -> int:

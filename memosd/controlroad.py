@@ -23,7 +23,7 @@ from memosd.kernel.session import Session
 
 __all__ = ["ControlRoad"]
 
-_MESSAGES_PER_TURN: Final = 256
+_MESSAGES_PER_TURN: Final = 16
 """Served before the loop looks at other descriptors, timers and the commit again."""
 _STRANGERS_MAX: Final = 4096
 _LATE_MAX_BYTES: Final = 64 << 20

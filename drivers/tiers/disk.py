@@ -91,6 +91,7 @@ class DiskTier:
         frees it again. Errors: EIO."""
         folder, name = self._place(key)
         with os_errors(f"page file {name}"), suppress(FileNotFoundError):
+            failpoints.hit("page.free.before")
             os.unlink(f"{folder}/{name}")
 
     def keys(self) -> Iterator[PayloadKey]:

@@ -87,16 +87,30 @@ async def sys_fsck(context: Context, request: c.Fsck) -> c.FsckReply:
         start = bytes.fromhex(request.cursor)
     except ValueError:
         raise MemError(Errno.EINVAL, "not a cursor of fsck") from None
+    ledger = context.kernel.parts.table.ledger
+    rollbacks = ledger.rollbacks
     stretch = list(islice(context.kernel.parts.table.scan_cubes(start), request.limit))
-    findings: list[Finding] = []
-    for cube_id, value in stretch:
-        findings += await _check(context, cube_id, value, repair=request.repair)
+    findings = [] if request.cursor else _damaged_namespaces(context)
+    for cube_id, _ in stretch:
+        findings += await _check(context, cube_id, repair=request.repair)
+    if request.repair and ledger.rollbacks != rollbacks:
+        raise MemError(Errno.EIO, "a commit failed meanwhile; what was put aside may not be")
     cursor = (stretch[-1][0] + b"\0").hex() if len(stretch) == request.limit else ""
     return c.FsckReply(checked=len(stretch), findings=tuple(findings), next_cursor=cursor)
 
 
-async def _check(context: Context, cube_id: bytes, value: bytes, *, repair: bool) -> list[Finding]:
+def _damaged_namespaces(context: Context) -> list[Finding]:
+    return [
+        Finding("", number.to_bytes(4, "big"), 0, f"the row of namespace {number} is damaged")
+        for number in sorted(context.kernel.parts.namespaces.damaged)
+    ]
+
+
+async def _check(context: Context, cube_id: bytes, *, repair: bool) -> list[Finding]:
     table = context.kernel.parts.table
+    value = table.ledger.get("cubes", cube_id)  # as it is by now, after others were read
+    if value is None:
+        return []
     try:
         row = decode_row(CubeRow, "cubes", cube_id, value)
         cube = Cube(cube_id, row, row.current)

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -35,8 +36,10 @@ _ALARMING = ("Traceback", "unexpected error", "background task failed", "could n
 def eventually(is_so: Callable[[], bool], what: str) -> None:
     """Ask again and again until it is so."""
     deadline = time.monotonic() + PATIENCE_S
+    pause = threading.Event()  # lest the asking takes the processor from the daemon
     while not is_so():
         assert time.monotonic() < deadline, f"it never happened: {what}"
+        pause.wait(0.002)
 
 
 def tier(info: InfoReply, name: str) -> TierStat:
@@ -160,9 +163,9 @@ class Daemon:
         while not any(said.startswith(line) for said in self.notifications):
             end = os.pidfd_open(self.pid)
             try:
-                ready, _, _ = select.select(
-                    [self._ear, end], [], [], max(0.0, deadline - time.monotonic())
-                )
+                either: list[socket.socket | int] = [self._ear, end]
+                left_s = max(0.0, deadline - time.monotonic())
+                ready, _, _ = select.select(either, [], [], left_s)
             finally:
                 os.close(end)
             assert ready, f"{line} never came: {self.log()}"

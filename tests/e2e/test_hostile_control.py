@@ -193,7 +193,7 @@ def test_attributes_have_bounds(client: libmem.Client, shared: Daemon) -> None:
 async def _burst(runtime_dir: Path) -> list[object]:
     async with await libmem.aio.connect(runtime_dir) as client:
         writes = (client.write(f"/t/{number}", "many") for number in range(2000))
-        return await asyncio.gather(*writes, return_exceptions=True)
+        return list(await asyncio.gather(*writes, return_exceptions=True))
 
 
 def test_a_burst_of_calls_from_one_client_is_answered_whole(

@@ -130,7 +130,7 @@ class Client:
 
     def hello(self, *, is_bound: bool = True) -> c.HelloReply:
         """Open a session and show its token on the fd road."""
-        reply = self.call(c.Hello(client="test"))
+        reply: c.HelloReply = self.start(c.Hello(client="test")).result()
         if is_bound:
             assert self.world.kernel.bind(reply.token, self.identity) is self.session
         return reply
@@ -251,6 +251,7 @@ class World:
             drivers={driver.type: driver for driver in DRIVERS},
             lexicon=self.index,
             index_io=self.index_io,
+            commit_io=self.io,
             gate=self.gate,
         )
         self.kernel = Kernel(self.parameters, outside, "memosd test")

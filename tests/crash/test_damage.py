@@ -1,0 +1,307 @@
+"""Flipped bits on disk: never data, one clear error, the rest of the store unharmed."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import libmem
+from libmem import CubeType, Durability, Governance
+from libmem.abi import calls as c
+from libmem.abi.errors import Errno, MemError
+from libmem.abi.structs import Finding
+from tests.crash.audit import open_table
+from tests.e2e.daemon import Daemon, eventually
+
+MIB = 1 << 20
+GOOD = "unharmed, a lapwing"
+LARGE = os.urandom(3 * MIB + 100)
+
+
+@pytest.fixture
+def stopped(idle: Daemon) -> Iterator[Daemon]:
+    """A stopped daemon whose store has cubes of all kinds; the test damages what it likes."""
+    idle.start()
+    with idle.connect() as client:
+        client.make_namespace("/t")
+        client.make_namespace("/u")
+        client.write("/u/good", GOOD)
+        client.write("/u/large", LARGE, type=CubeType.BLOB)
+        client.write("/t/small", "first, a dunlin")
+        client.write("/t/small", "second, a dunlin")
+        client.write("/t/large", LARGE, type=CubeType.BLOB)
+        client.search("dunlin")
+    idle.stop()
+    yield idle
+    if idle.process is not None:
+        with idle.connect() as client:
+            assert client.read("/u/good").decode() == GOOD
+            assert client.read("/u/large") == LARGE
+            assert [hit.name for hit in client.search("lapwing")] == ["/u/good"]
+
+
+def _key_of(daemon: Daemon, name: str, table: str) -> bytes:
+    """The key of a cube's row in a table, through its name."""
+    with open_table(daemon.data_dir) as env:
+        names, wanted = env.open_db(b"names"), env.open_db(table.encode())
+        with env.begin() as transaction:
+            cube_id = bytes(transaction.get(name.encode(), db=names) or b"")[8:]
+            keys = [bytes(key) for key, _ in transaction.cursor(wanted)]
+    return next(key for key in keys if key.startswith(cube_id))
+
+
+def _flip(daemon: Daemon, table: str, key: bytes, at: int = -1) -> None:
+    """Flip one bit of a value."""
+    with open_table(daemon.data_dir) as env:
+        rows = env.open_db(table.encode())
+        with env.begin(write=True) as transaction:
+            value = bytearray(transaction.get(key, db=rows) or b"")
+            value[at] ^= 0x10
+            transaction.put(key, bytes(value), db=rows)
+
+
+def _flip_all(daemon: Daemon, table: str) -> None:
+    with open_table(daemon.data_dir) as env, env.begin() as transaction:
+        keys = [bytes(key) for key, _ in transaction.cursor(env.open_db(table.encode()))]
+    assert keys
+    for key in keys:
+        _flip(daemon, table, key)
+
+
+def _page_file(daemon: Daemon, name: str) -> Path:
+    cube_id = _key_of(daemon, name, "cubes")
+    (path,) = [path for path in daemon.page_files() if path.stem == cube_id.hex()]
+    return path
+
+
+def _errno_of(call: Callable[[], object]) -> Errno | None:
+    try:
+        call()
+    except MemError as error:
+        return error.errno
+    return None
+
+
+def _findings(client: libmem.Client, *, repair: bool = False) -> list[Finding]:
+    return [finding for reply in client.fsck(repair=repair) for finding in reply.findings]
+
+
+# -- page files ------------------------------------------------------------------------------------
+
+
+def _flip_byte(path: Path, at: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(at, os.SEEK_SET if at >= 0 else os.SEEK_END)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+
+
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    "first byte": lambda path: _flip_byte(path, 0),
+    "third page": lambda path: _flip_byte(path, 2 * MIB + 7),
+    "last byte": lambda path: _flip_byte(path, 3 * MIB + 99),
+    "trailer": lambda path: _flip_byte(path, -60),
+    "footer": lambda path: _flip_byte(path, -3),
+    "cut short": lambda path: os.truncate(path, 2 * MIB),
+    "empty": lambda path: os.truncate(path, 0),
+    "longer": lambda path: os.truncate(path, path.stat().st_size + 4096),
+    "gone": os.unlink,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_page_file_is_never_served(damage: str, stopped: Daemon) -> None:
+    DAMAGES[damage](_page_file(stopped, "/t/large"))
+    stopped.start()
+    with stopped.connect() as client:
+        (finding,) = _findings(client)
+        assert (finding.name, finding.version, finding.action) == ("/t/large", 1, "")
+        for call in (client.read, client.map, client.pin):
+            with pytest.raises(MemError) as caught:
+                call("/t/large")
+            assert caught.value.errno is Errno.ECORRUPT
+            assert caught.value.detail["cube"] == "/t/large"
+        part = c.ReadCube("/t/large", offset_bytes=MIB, length_bytes=10)  # of an undamaged page
+        assert _errno_of(lambda: client.call(part)) is Errno.ECORRUPT
+        assert client.stat("/t/large").is_quarantined
+        assert any("quarantined" in notice for notice in client.info().notices)
+        assert any(item.action == "quarantine" for item in client.explain("/t/large").decisions)
+        stopped.restart()
+        assert _errno_of(lambda: client.read("/t/large")) is Errno.ECORRUPT  # remembered
+        client.write("/t/large", LARGE[:MIB], type=CubeType.BLOB)  # a new version is good
+        assert client.read("/t/large") == LARGE[:MIB]
+        client.unlink("/t/large")
+        assert _findings(client) == []
+        assert client.info().notices == ()
+
+
+def test_a_page_file_of_another_cube_is_never_served(stopped: Daemon) -> None:
+    """Whole and with good digests, but not what the table means: never the wrong memory."""
+    mine, other = _page_file(stopped, "/t/large"), _page_file(stopped, "/u/large")
+    mine.write_bytes(other.read_bytes())
+    stopped.start()
+    with stopped.connect() as client:
+        assert _errno_of(lambda: client.read("/t/large")) is Errno.ECORRUPT
+
+
+def test_fsck_can_put_what_is_damaged_aside(stopped: Daemon) -> None:
+    _flip_byte(_page_file(stopped, "/t/large"), MIB)
+    _flip(stopped, "payloads", _payload_key(stopped, b"second"), 3)
+    stopped.start()
+    with stopped.connect() as client:
+        found = _findings(client, repair=True)
+        assert {(item.name, item.action) for item in found} == {
+            ("/t/large", "quarantined"),
+            ("/t/small", "quarantined"),
+        }
+        assert all(client.stat(item.name).is_quarantined for item in found)
+
+
+# -- rows of the table -----------------------------------------------------------------------------
+
+
+def _payload_key(daemon: Daemon, start: bytes) -> bytes:
+    with open_table(daemon.data_dir) as env, env.begin() as transaction:
+        rows = transaction.cursor(env.open_db(b"payloads"))
+        return next(bytes(key) for key, value in rows if bytes(value).startswith(start))
+
+
+def test_a_damaged_small_payload(stopped: Daemon) -> None:
+    _flip(stopped, "payloads", _payload_key(stopped, b"second"), 3)
+    stopped.start()
+    with stopped.connect() as client:
+        assert _errno_of(lambda: client.map("/t/small")) is Errno.ECORRUPT
+        assert _errno_of(lambda: client.read("/t/small")) is Errno.ECORRUPT
+        assert client.stat("/t/small").is_quarantined
+        assert client.read("/t/small@v1") == b"first, a dunlin"
+        assert [item.name for item in _findings(client)] == ["/t/small"]
+        client.write("/t/small", "third, a dunlin")
+        assert client.read("/t/small") == b"third, a dunlin"
+
+
+def test_a_damaged_cube_row(stopped: Daemon) -> None:
+    key = _key_of(stopped, "/t/small", "cubes")
+    _flip(stopped, "cubes", key, 20)
+    stopped.start()
+    with stopped.connect() as client:
+        for call in (client.stat, client.read, client.map, client.pin, client.unlink):
+            assert _errno_of(lambda call=call: call("/t/small")) is Errno.ECORRUPT
+        assert _errno_of(lambda: client.write("/t/small", "x")) is Errno.ECORRUPT
+        assert [stat.name for stat in client.list("/t")] == ["/t/large"]
+        assert client.search("dunlin") == ()
+        (finding,) = _findings(client)
+        assert finding.id == key
+
+
+def test_a_damaged_name_row(stopped: Daemon) -> None:
+    _flip(stopped, "names", b"/t/small")
+    stopped.start()
+    with stopped.connect() as client:
+        assert _errno_of(lambda: client.read("/t/small")) is Errno.ECORRUPT
+        assert [stat.name for stat in client.list("/t")] == ["/t/large"]
+        assert len(_findings(client)) == 1
+
+
+def test_a_name_row_of_another_cube(stopped: Daemon) -> None:
+    """A row that strayed to another key is as bad as a flipped bit."""
+    with open_table(stopped.data_dir) as env:
+        names = env.open_db(b"names")
+        with env.begin(write=True) as transaction:
+            other = transaction.get(b"/u/good", db=names)
+            transaction.put(b"/t/small", bytes(other or b""), db=names)
+    stopped.start()
+    with stopped.connect() as client:
+        assert _errno_of(lambda: client.read("/t/small")) is Errno.ECORRUPT
+
+
+def test_a_damaged_older_version(stopped: Daemon) -> None:
+    _flip(stopped, "history", _key_of(stopped, "/t/small", "history"))
+    stopped.start()
+    with stopped.connect() as client:
+        assert _errno_of(lambda: client.read("/t/small@v1")) is Errno.ECORRUPT
+        assert _errno_of(lambda: client.history("/t/small")) is Errno.ECORRUPT
+        assert client.read("/t/small") == b"second, a dunlin"
+        client.write("/t/small", "third, a dunlin")
+        assert len(_findings(client)) == 1
+
+
+@pytest.mark.parametrize("table", ["log", "heat"])
+def test_damaged_observations_are_passed_over(table: str, stopped: Daemon) -> None:
+    _flip_all(stopped, table)
+    stopped.start()
+    with stopped.connect() as client:
+        assert client.read("/t/small") == b"second, a dunlin"
+        assert list(client.watch("/t", since_seq=0, timeout_s=0)) == []
+        client.write("/t/new", "seen, a curlew")
+        (event,) = client.watch("/t", since_seq=0, timeout_s=0)
+        assert event.name == "/t/new"
+        assert [hit.name for hit in client.search("curlew")] == ["/t/new"]
+        client.explain("/t/small")
+
+
+def test_expiry_goes_on_past_damaged_cubes(stopped: Daemon) -> None:
+    """A cube whose rows are damaged must not stop the sweep, nor the daemon."""
+    stopped.config = "[behaviour]\nexpiry_sweep_s = 0.05\n"
+    stopped.start()
+    with stopped.connect() as client:
+        soon = Governance(expires_ns=1)
+        for name in ("/t/row", "/t/history", "/t/good"):
+            client.write(name, "1")
+            client.write(name, "2", governance=Governance(expires_ns=1 << 62))
+    stopped.stop()
+    _flip(stopped, "cubes", _key_of(stopped, "/t/row", "cubes"))
+    _flip(stopped, "history", _key_of(stopped, "/t/history", "history"))
+    stopped.start()
+    with stopped.connect() as client:
+        for name in ("/t/history", "/t/good"):
+            client.set_header(name, governance=soon)
+        eventually(lambda: client.info().log_seq >= 16, "the good one was swept")
+        assert _errno_of(lambda: client.stat("/t/good")) is Errno.ENOENT
+        calls = client.info().calls
+        eventually(lambda: client.info().calls > calls + 50, "it goes on")
+
+
+def test_a_boot_that_finds_lost_cubes_damaged(idle: Daemon) -> None:
+    """Cache payloads are gone after a crash; what tells of them may be damaged as well."""
+    idle.config = "[behaviour]\nwriteback_delay_s = 86400\n"
+    idle.start()
+    with idle.connect() as client:
+        client.make_namespace("/t")
+        for name in ("/t/row", "/t/mark", "/t/history", "/t/good"):
+            if name == "/t/history":
+                client.write(name, "older")
+            client.write(
+                name,
+                LARGE[:MIB],
+                type=CubeType.BLOB if name != "/t/history" else CubeType.PLAINTEXT,
+                durability=Durability.CACHE,
+            ) if False else None
+            client.write(name + "/x", bytes(MIB), type=CubeType.BLOB, durability=Durability.CACHE)
+    idle.kill()
+    _flip(idle, "cubes", _key_of(idle, "/t/row/x", "cubes"))
+    _flip(idle, "volatile", _key_of(idle, "/t/mark/x", "volatile"))
+    idle.start()
+    with idle.connect() as client:
+        assert _errno_of(lambda: client.read("/t/row/x")) is Errno.ECORRUPT
+        assert _errno_of(lambda: client.read("/t/mark/x")) in (Errno.ENOENT, Errno.ECORRUPT)
+        assert _errno_of(lambda: client.read("/t/good/x")) is Errno.ENOENT
+
+
+@pytest.mark.parametrize("table", ["namespaces", "volatile", "quarantine", "expiry", "pages"])
+def test_a_boot_over_damaged_bookkeeping(table: str, stopped: Daemon) -> None:
+    """Either it serves, or it says in one line what is damaged; it never dies of it."""
+    with open_table(stopped.data_dir) as env:
+        rows = env.open_db(table.encode())
+        with env.begin(write=True) as transaction:
+            for key, value in list(transaction.cursor(rows)) or [(b"\0" * 16, b"\0" * 24)]:
+                transaction.put(bytes(key), bytes(value)[:-1] + b"\xff", db=rows)
+    status, words = 0, ""
+    try:
+        stopped.start()
+    except AssertionError:
+        stopped.process = None
+        status, words = stopped.refuses_to_start()
+    assert status in (0, Errno.ECORRUPT), words
+    assert len(words.splitlines()) <= 1, words

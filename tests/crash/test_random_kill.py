@@ -1,0 +1,39 @@
+"""kill -9 at moments that nobody chose, under load, again and again on the same data."""
+
+import random
+
+import pytest
+
+from tests.crash.trial import BUSY, check_all, finish_all
+from tests.crash.witness import witnesses
+from tests.e2e.daemon import Daemon
+
+
+def _kill_again_and_again(daemon: Daemon, rounds: int, seed: int) -> None:
+    dice = random.Random(seed)
+    daemon.config = BUSY
+    daemon.start()
+    team = witnesses(daemon, 4, seed)
+    for _ in range(rounds):
+        for witness in team:
+            witness.start()
+        team[0].wait_for_more(dice.randrange(1, 60))
+        daemon.kill()
+        for witness in team:
+            witness.wind_up()
+        daemon.start()
+        for witness in team:
+            witness.rest()
+        check_all(daemon, team)
+        team = [witness.again() for witness in team]
+    finish_all(daemon, team)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_few_kills(seed: int, idle: Daemon) -> None:
+    _kill_again_and_again(idle, 4, seed)
+
+
+@pytest.mark.slow
+def test_many_kills(idle: Daemon) -> None:
+    _kill_again_and_again(idle, 10, 3)
