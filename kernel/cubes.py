@@ -32,13 +32,14 @@ from memosd.kernel.parts import Parts
 from memosd.kernel.ports import Driver, PayloadKey
 from memosd.kernel.rows import CubeRow, VersionRow
 
-__all__ = ["Admission", "Content", "Cubes", "row_charge"]
+__all__ = ["Admission", "Content", "Cubes", "version_charge"]
 
 _VERSION_MAX: Final = (1 << 32) - 1
 ROW_BYTES: Final = 512
 """Charged per version for its rows in the table, beside header and payload; about what LMDB
 takes."""
 
+_PARENT_BYTES: Final = 24
 _PLAIN_DESCRIPTIVE: Final = Descriptive()
 _DEFAULT_GOVERNANCE: Final = Governance()
 
@@ -192,7 +193,7 @@ class Cubes:
 
     def charge_of(self, draft: WriteCube | CreateCube, size_bytes: int, *, is_inline: bool) -> int:
         """What a new version with its own payload costs on disk."""
-        rows = row_charge(draft.descriptive, draft.attributes)
+        rows = _row_charge(draft.descriptive, draft.attributes, len(draft.parents))
         return rows + self.payload_charge(size_bytes, is_inline=is_inline)
 
     def check_room(self, admission: Admission, charge_bytes: int) -> None:
@@ -313,7 +314,7 @@ class Cubes:
         check_header(version.descriptive, version.attributes)
         self._driver(cube.row.type).check_header(version.descriptive, version.attributes)
         governance = self._checked_governance(who, cube, change.governance)
-        charge = row_charge(version.descriptive, version.attributes)
+        charge = version_charge(version)
         self._namespaces.check_room(space, charge)
         self._namespaces.charge(space, charge)
         row = self.succeed(cube, version, governance)
@@ -326,11 +327,16 @@ def _nobody_removes(cube_id: bytes, row: CubeRow) -> None:
     raise RuntimeError(f"assembly left on_expired unset: {cube_id.hex()} {row.name}")
 
 
-def row_charge(descriptive: Descriptive, attributes: dict[str, Any]) -> int:
-    """What a version's rows cost on disk, its header included."""
+def version_charge(version: VersionRow) -> int:
+    """What a version's rows cost on disk, header and parents included."""
+    return _row_charge(version.descriptive, version.attributes, len(version.parents))
+
+
+def _row_charge(descriptive: Descriptive, attributes: dict[str, Any], parents: int) -> int:
+    charge = ROW_BYTES + parents * _PARENT_BYTES
     if not attributes and descriptive == _PLAIN_DESCRIPTIVE:
-        return ROW_BYTES
-    return ROW_BYTES + len(encode((descriptive, attributes)))
+        return charge
+    return charge + len(encode((descriptive, attributes)))
 
 
 def check_header(descriptive: Descriptive, attributes: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ answer that depends on changes not yet durable leaves only after them. Kernel th
 import secrets
 from collections.abc import Callable, Coroutine, Iterator
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 import structlog
@@ -20,7 +20,7 @@ from libmem.abi.errors import Errno, MemError
 from libmem.abi.limits import ABI_VERSION
 from libmem.abi.structs import Stat, Value
 from libmem.abi.syscalls import BY_NUMBER, SYSCALLS, Access, Syscall
-from libmem.abi.wire import args_decoder, decode_request, encode_error, encode_reply
+from libmem.abi.wire import args_decoder, decode_request, encode, encode_error, encode_reply
 from memosd.kernel.access import Identity
 from memosd.kernel.describe import describe
 from memosd.kernel.pagetable import Cube
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["Context", "Dispatch", "Handler", "Peer", "check_table"]
 
 _log = structlog.get_logger("memosd.kernel")
+_HISTORY_MAX_BYTES: Final = 1 << 20
+"""Headers may be large: a history ends with the version that exceeds this."""
 
 
 class Peer(Protocol):
@@ -73,9 +75,13 @@ class Context:
 
     def history(self, cube: Cube, limit: int) -> Iterator[Stat]:
         """Its versions, newest first."""
-        versions = [*self.kernel.parts.table.older_versions(cube.id), cube.row.current]
-        for version in versions[: -limit - 1 : -1]:
-            yield self.describe(cube._replace(version=version))
+        size_bytes = 0
+        for version in self.kernel.parts.table.latest_versions(cube.id, cube.row, limit):
+            stat = self.describe(cube._replace(version=version))
+            size_bytes += len(encode(stat)) if version.attributes else 0
+            yield stat
+            if size_bytes > _HISTORY_MAX_BYTES:
+                return
 
     def take_back(self, handles: tuple[int, ...]) -> None:
         """Release handles of a caller that will not learn of them."""

@@ -32,6 +32,32 @@ def is_under(name: str, subtree: str) -> bool:
     return subtree in ("/", name) or name.startswith(subtree + "/")
 
 
+class _Sleeper:
+    """One watch that waits. Woken by a commit, by its time-out, by its session's end."""
+
+    __slots__ = ("_woken", "is_over")
+
+    def __init__(self) -> None:
+        self._woken: Completion[None] | None = None
+        self.is_over = False
+
+    def wake(self) -> None:
+        woken, self._woken = self._woken, None
+        if woken is not None:
+            woken.resolve(None)
+
+    def end(self) -> None:
+        self.is_over = True
+        self.wake()
+
+    def next(self) -> Completion[None]:
+        """Done at the next wake, at once when it is over."""
+        woken = self._woken = Completion()
+        if self.is_over:
+            self.wake()
+        return woken
+
+
 class Events:
     """`watch` and its waiters."""
 
@@ -40,7 +66,7 @@ class Events:
         self._namespaces = parts.namespaces
         self._timers = parts.timers
         self._watches_per_session = parts.parameters.watches_per_session
-        self._sleepers: list[Completion[None]] = []
+        self._sleepers: set[_Sleeper] = set()
         self._is_closed = False
         self._table.ledger.on_commit.append(self._wake)
 
@@ -52,19 +78,29 @@ class Events:
         limit = _within(request.max_events, 1, EVENTS_MAX, "max_events")
         timeout_ms = _within(request.timeout_ms, 0, WATCH_MAX_MS, "timeout_ms")
         since = self._table.durable_seq if request.since_seq is None else request.since_seq
-        is_over = Completion[None]()
-        timer = self._timers.after(timeout_ms * 1_000_000, lambda: is_over.resolve(None))
+        events, since = self._collect(session.identity, under, since, limit)
+        if events or since < self._table.durable_seq or timeout_ms == 0 or self._is_closed:
+            return WatchReply(events=tuple(events), next_seq=since)
+        sleeper = self._sleep(session, timeout_ms)
+        timer = self._timers.after(timeout_ms * 1_000_000, sleeper.end)
         try:
             while True:
-                self._check_retained(since)
+                await sleeper.next()
                 events, since = self._collect(session.identity, under, since, limit)
-                is_last = is_over.is_done or session.is_ended or self._is_closed
-                is_behind = since < self._table.durable_seq
-                if events or is_behind or is_last or timeout_ms == 0:
+                if events or since < self._table.durable_seq or sleeper.is_over:
                     return WatchReply(events=tuple(events), next_seq=since)
-                await self._next_commit(session, is_over)
         finally:
             timer.cancel()
+            self._sleepers.discard(sleeper)
+            session.on_end.discard(sleeper.end)
+
+    def _sleep(self, session: Session, timeout_ms: int) -> _Sleeper:
+        if len(session.on_end) >= self._watches_per_session:
+            raise MemError(Errno.EMFILE, f"the session waits in {len(session.on_end)} watches")
+        sleeper = _Sleeper()
+        self._sleepers.add(sleeper)
+        session.on_end.add(sleeper.end)
+        return sleeper
 
     def _check_retained(self, since: int) -> None:
         oldest = self._table.oldest_seq
@@ -77,16 +113,18 @@ class Events:
     def _collect(
         self, who: Identity, under: str, since: int, limit: int
     ) -> tuple[list[Event], int]:
+        self._check_retained(since)
         events: list[Event] = []
-        rows = list(islice(self._table.events_after(since), _SCAN_MAX))
-        for seq, row in rows:
+        looked_at = 0
+        for seq, row in islice(self._table.events_after(since), _SCAN_MAX):
+            looked_at += 1
             if self._shows(who, row, under):
                 if len(events) == limit:
                     return events, since
                 events.append(event_of(seq, row))
             since = seq
         # A damaged row at the end of the log is passed over, too, or it would be asked for again.
-        return events, since if len(rows) == _SCAN_MAX else self._table.durable_seq
+        return events, since if looked_at == _SCAN_MAX else self._table.durable_seq
 
     def _shows(self, who: Identity, row: LogRow, under: str) -> bool:
         if not is_under(row.name, under) and not (row.old_name and is_under(row.old_name, under)):
@@ -98,39 +136,20 @@ class Events:
         if who.is_admin:
             return True
         space = self._namespaces.get(namespace_of(row.name))
-        if space is None or not space.allows(who, EXECUTE):
+        # Another namespace may have the name by now; its owner has no right to these.
+        if space is None or space.id != row.namespace or not space.allows(who, EXECUTE):
             return False
         return allows(who, (row.owner_uid, row.owner_gid), row.mode, READ)
 
-    async def _next_commit(self, session: Session, is_over: Completion[None]) -> None:
-        if len(session.on_end) >= self._watches_per_session:
-            raise MemError(Errno.EMFILE, f"the session waits in {len(session.on_end)} watches")
-        woken = Completion[None]()
-
-        def wake() -> None:
-            if not woken.is_done:
-                woken.resolve(None)
-
-        self._sleepers.append(woken)
-        session.on_end.add(wake)
-        is_over.on_done(wake)
-        try:
-            await woken
-        finally:
-            session.on_end.discard(wake)
-            if woken in self._sleepers:
-                self._sleepers.remove(woken)
-
     def _wake(self) -> None:
-        sleepers, self._sleepers = self._sleepers, []
-        for sleeper in sleepers:
-            if not sleeper.is_done:
-                sleeper.resolve(None)
+        for sleeper in list(self._sleepers):
+            sleeper.wake()
 
     def close(self) -> None:
         """At shutdown: let every watcher go with what it has."""
         self._is_closed = True
-        self._wake()
+        for sleeper in list(self._sleepers):
+            sleeper.end()
 
 
 def _within(value: int, low: int, high: int, field: str) -> int:

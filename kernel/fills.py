@@ -50,7 +50,7 @@ class Fills:
         frame = await self._pager.allocate(admission.space, len(draft.payload))
         fill = Fill(draft, admission.space, frame)
         try:
-            await self._parts.io.run(os.pwrite, frame.fd, draft.payload, 0)
+            await self._parts.io.run(self._parts.ram.fill, frame, draft.payload)
             self._parts.ram.seal(frame, frame.size_bytes)
         except MemError:
             self._pager.give_back(fill.space, frame)

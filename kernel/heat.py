@@ -6,6 +6,7 @@ them. Kernel thread only.
 """
 
 from collections import deque
+from itertools import islice
 from typing import Final
 
 from libmem.abi.structs import Behaviour, Decision
@@ -18,6 +19,8 @@ __all__ = ["Heat"]
 _DECISIONS_PER_CUBE: Final = 16
 _RECENT_DECISIONS: Final = 4096
 _WARM_MAX: Final = 100_000
+_WRITE_BACK_STRETCH: Final = 2000
+"""Rows written before others have their turn, about 20 ms."""
 
 
 class Heat:
@@ -43,7 +46,9 @@ class Heat:
             except Exception:  # noqa: BLE001
                 row = HeatRow()
             if len(self._warm) >= _WARM_MAX:
-                self.write_back()
+                coldest = next(iter(self._warm))
+                self._write_row(coldest)
+                del self._warm[coldest]
             self._warm[cube_id] = row
         return row
 
@@ -92,14 +97,24 @@ class Heat:
         self._warm.pop(cube_id, None)
         self._dirty.discard(cube_id)
 
-    def write_back(self) -> None:
-        """Put what changed into the next commit and let the rest cool."""
-        for cube_id in self._dirty:
-            if self._ledger.get("cubes", cube_id) is None:
-                continue  # observed while it went: an eviction, a fill that came too late
+    def write_back(self) -> bool:
+        """Put a stretch of what changed into the next commit; True when more is left.
+
+        Once nothing is left, what is warm cools.
+        """
+        for cube_id in list(islice(self._dirty, _WRITE_BACK_STRETCH)):
+            self._write_row(cube_id)
+        if not self._dirty:
+            self._warm.clear()
+        return bool(self._dirty)
+
+    def _write_row(self, cube_id: bytes) -> None:
+        if cube_id not in self._dirty:
+            return
+        self._dirty.discard(cube_id)
+        # Observed while it went (an eviction, a fill that came too late): nothing to keep.
+        if self._ledger.get("cubes", cube_id) is not None:
             self._ledger.put("heat", cube_id, encode_row(cube_id, self._warm[cube_id]))
-        self._dirty.clear()
-        self._warm.clear()
 
     def _touched(self, cube_id: bytes) -> HeatRow:
         row = self.row(cube_id)

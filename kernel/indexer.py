@@ -3,12 +3,20 @@
 Live updates, catching up after a crash and rebuilding from nothing are one mechanism: read the
 log after the index's stamp, look each touched cube up as it is now, apply, stamp. The write path
 never waits for it; a search waits until the index has seen every event that was durable when it
-arrived, so a written text is found by the next search and an unlinked one by none. Kernel thread
-only; the index works on its own thread.
+arrived, so a written text is found by the next search and an unlinked one by none. Payloads are
+read past the RAM tier, which a rebuild would otherwise turn over.
+
+One cube never stops the index for all others: what is damaged, or what the index cannot make
+sense of, is left out and says so in its decisions. What may pass, a disk error or a shortage, is
+tried again instead, for the stamp would never come back to it. Kernel thread only; the index
+works on its own thread.
 """
 
+from collections.abc import Callable
 from itertools import islice
-from typing import Final
+from typing import Any, Final, TypeVar
+
+import structlog
 
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.index import IndexDocument, IndexHit
@@ -19,6 +27,8 @@ from memosd.kernel.ports import Driver, Index, Io
 from memosd.kernel.wait import Completion, detach
 
 __all__ = ["Indexer"]
+
+T = TypeVar("T")
 
 _CHUNK: Final = 1024
 """Events per index transaction."""
@@ -31,6 +41,8 @@ _BACKLOG_MAX: Final = 65_536
 _START_NS: Final = 20_000_000
 """A first event waits this long for company, unless somebody searches."""
 _RETRY_NS: Final = 1_000_000_000
+_LOST: Final = (Errno.ECORRUPT, Errno.ENOENT)
+"""A text that cannot be read so is not there to be found, now or later."""
 
 
 class Indexer:
@@ -41,8 +53,9 @@ class Indexer:
         self._io = index_io
         self._pager = pager
         self._ram = parts.ram
+        self._disk = parts.disk
+        self._disk_io = parts.io
         self._table = parts.table
-        self._namespaces = parts.namespaces
         self._drivers = parts.drivers
         self._timers = parts.timers
         self._clock = parts.clock
@@ -85,10 +98,17 @@ class Indexer:
             # Whoever waits for the index must hear of it, whatever it was.
             self.problem = f"the index cannot follow: {error}"
             self._fail_waiting()
-            self._is_open = False
             self._timers.after(_RETRY_NS, self.kick)
             if not isinstance(error, MemError):
                 raise
+
+    async def _ask(self, work: Callable[..., T], *args: Any) -> T:
+        """A call of the index; after one that failed it is opened again, to see what it did."""
+        try:
+            return await self._io.run(work, *args)
+        except Exception:
+            self._is_open = False
+            raise
 
     async def _rest(self, pause_ns: int) -> None:
         backlog = self._table.durable_seq - self.indexed_seq
@@ -105,14 +125,14 @@ class Indexer:
             resting.resolve(None)
 
     async def _open(self) -> None:
-        stamp = await self._io.run(self.index.open)
+        stamp = await self._ask(self.index.open)
         newest, oldest = self._table.durable_seq, self._table.oldest_seq
         self._is_open = True
         if oldest - 1 <= stamp <= newest:
             self._advance(stamp)  # it may be all that who searched meanwhile waits for
             return
         # It knows more than the table (a restored table), or less than the log can tell.
-        await self._io.run(self.index.clear)
+        await self._ask(self.index.clear)
         self.indexed_seq = 0
         self._rebuild_from = b"" if oldest > 1 else None
 
@@ -134,7 +154,7 @@ class Indexer:
         ids = [key for key, _ in islice(self._table.scan_cubes(start), _CHUNK)]
         if not ids:
             self._rebuild_from = None
-            await self._io.run(self.index.apply, self._rebuilt_seq, [], [])
+            await self._ask(self.index.apply, self._rebuilt_seq, [], [])
             self._advance(self._rebuilt_seq)
             return
         await self._apply(0, 0, ids)
@@ -153,24 +173,37 @@ class Indexer:
             documents.append(document)
             characters += len(document.text)
             if characters > _TEXT_MAX:
-                await self._io.run(self.index.apply, before, documents, removed)
+                await self._ask(self.index.apply, before, documents, removed)
                 documents, removed, characters = [], [], 0
-        await self._io.run(self.index.apply, after, documents, removed)
+        await self._ask(self.index.apply, after, documents, removed)
 
     async def _document(self, cube_id: bytes) -> IndexDocument | None:
+        """The cube as it is now, None where there is nothing to find.
+
+        Errors: what may pass (EIO, EMFILE, ENOMEM).
+        """
         try:
-            cube = self._table.durable_cube(cube_id)
-            driver = self._drivers.get(cube.row.type) if cube else None
-            if cube is None or driver is None or not driver.is_indexed:
-                return None
-            text = await self._text(cube, driver)
+            return await self._read(cube_id)
         except MemError as error:
-            # Damaged or no room: it stays out of the index, and says so.
-            self._heat.decide(cube_id, "not indexed", str(error))
+            if error.errno not in _LOST:
+                raise
+            reason = str(error)
+        except Exception as error:
+            # Whatever a text does to the code that reads it, others' searches go on.
+            _log.exception("not indexed", cube=cube_id.hex())
+            reason = f"{type(error).__name__}: {error}"
+        self._heat.decide(cube_id, "not indexed", reason)
+        return None
+
+    async def _read(self, cube_id: bytes) -> IndexDocument | None:
+        cube = self._table.durable_cube(cube_id)
+        driver = self._drivers.get(cube.row.type) if cube else None
+        if cube is None or driver is None or not driver.indexed_bytes:
             return None
-        row = cube.row
+        text = await self._text(cube, driver)
         if text is None:
             return None
+        row = cube.row
         return IndexDocument(row.namespace, cube_id, row.current.version, row.name, text)
 
     async def _text(self, cube: Cube, driver: Driver) -> str | None:
@@ -178,14 +211,29 @@ class Indexer:
         if version.is_inline or version.size_bytes == 0:
             payload = self._table.durable_payload(version) if version.size_bytes else b""
             return driver.index_text(payload, version.descriptive)
-        space = self._namespaces.by_id(cube.row.namespace)
-        resident = await self._pager.fault(cube, space)
+        self._pager.check_quarantine(cube)
+        resident = self._pager.residents.find(cube.key)
+        if resident is None or not resident.is_dirty:
+            # Also what is resident: to hold it would pass for a use, and disturb the policy.
+            start = await self._start_of(cube, driver.indexed_bytes)
+            return await self._io.run(driver.index_text, start, version.descriptive)
         self._pager.residents.hold(resident, "busy")
         try:
             view = self._ram.view(resident.frame)
             return await self._io.run(driver.index_text, view, version.descriptive)
         finally:
             self._pager.reclaim.release(resident, "busy")
+
+    async def _start_of(self, cube: Cube, limit_bytes: int) -> bytes:
+        version = cube.version
+        try:
+            return await self._disk_io.run(
+                self._disk.read, cube.key, version.size_bytes, version.digest, limit_bytes
+            )
+        except MemError as error:
+            if error.errno in _LOST and self._table.has_payload(cube.key):
+                raise self._pager.quarantine(cube, error) from None
+            raise
 
     def _advance(self, seq: int) -> None:
         self.indexed_seq = seq
@@ -226,3 +274,6 @@ class Indexer:
 
     async def close(self) -> None:
         await self._io.run(self.index.close)
+
+
+_log = structlog.get_logger("memosd.kernel")

@@ -35,7 +35,7 @@ from memosd.kernel.residents import RamAccount, Residents
 from memosd.kernel.session import Session, Sessions
 from memosd.kernel.syscalls.table import HANDLERS
 from memosd.kernel.timers import Timers
-from memosd.kernel.wait import detach
+from memosd.kernel.wait import Completion, detach
 
 __all__ = ["Gate", "Kernel", "Outside"]
 
@@ -106,7 +106,7 @@ class Kernel:
         parts.table.ledger.commit()
         detach(clear_leftovers(parts, self.reclaim.storing))
         self.indexer.kick()
-        parts.timers.every(parts.parameters.heat_flush_ns, parts.heat.write_back)
+        parts.timers.every(parts.parameters.heat_flush_ns, self._flush_heat)
         parts.timers.every(parts.parameters.expiry_sweep_ns, self._sweep)
 
     def _lose(self, key: PayloadKey) -> None:
@@ -116,9 +116,25 @@ class Kernel:
             # fsck reports it; the daemon must boot with a damaged row as with any other.
             _log.warning("a lost payload keeps its rows", payload=key.hex(), error=str(error))
 
-    def _sweep(self) -> None:
-        while self.removal.expire() == 256:
-            pass
+    def _flush_heat(self) -> None:
+        if self.parts.heat.write_back():
+            self.parts.timers.after(0, self._flush_heat)
+
+    def _sweep(self, start: bytes = b"") -> None:
+        """Remove what expired, a stretch per commit, so that nobody waits for the whole."""
+        following = self.removal.expire(start)
+        if following is not None:
+            durable = self.parts.table.ledger.durable()
+            durable.on_done(lambda: self._sweep_on(following))
+
+    def _sweep_on(self, start: bytes) -> None:
+        self.parts.timers.after(0, lambda: self._sweep(start))
+
+    def next_turn(self) -> Completion[None]:
+        """Done at the next loop turn: for long work that lets others go first."""
+        done = Completion[None]()
+        self.parts.timers.after(0, lambda: done.resolve(None))
+        return done
 
     # -- the server's side ---------------------------------------------------------------------
 
@@ -183,7 +199,8 @@ class Kernel:
             await self.reclaim.write_back_all()
         except MemError as error:
             _log.warning("cache payloads were not written back", error=str(error))
-        self.parts.heat.write_back()
+        while self.parts.heat.write_back():
+            await self.next_turn()
         self.parts.table.ledger.commit()
         await self.parts.table.ledger.durable()
         await self.indexer.close()

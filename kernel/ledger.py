@@ -17,7 +17,7 @@ Invariant: what a caller was told survives kill -9. Kernel thread only.
 """
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from libmem.abi import failpoints
@@ -29,6 +29,9 @@ __all__ = ["Ledger"]
 
 Waiter = Callable[[MemError | None], None]
 _ABSENT: Final = object()
+_NONE: Final[Mapping[bytes, bytes | None]] = {}
+_Pending = dict[str, dict[bytes, bytes | None]]
+"""Table -> key -> value, None to delete."""
 _WRITERS_WINDOW: Final = 8
 """Commits after which a session that writes no more is forgotten; twice that at most."""
 
@@ -39,8 +42,8 @@ class Ledger:
     def __init__(self, store: Store, io: Io) -> None:
         self._store = store
         self._io = io
-        self._filling: dict[tuple[str, bytes], bytes | None] = {}
-        self._flushing: dict[tuple[str, bytes], bytes | None] = {}
+        self._filling: _Pending = {}
+        self._flushing: _Pending = {}
         self._filling_waiters: list[Waiter] = []
         self._flushing_waiters: list[Waiter] = []
         self._filling_generation = 1
@@ -63,13 +66,12 @@ class Ledger:
 
     def get(self, table: str, key: bytes) -> bytes | None:
         """The value as of now, durable or not."""
-        at = (table, key)
-        value = self._filling.get(at, _ABSENT)
+        value = self._filling.get(table, _NONE).get(key, _ABSENT)
         if value is not _ABSENT:
             self._touched = self._filling_generation
             return value  # type: ignore[return-value]
         if self._flushing:
-            value = self._flushing.get(at, _ABSENT)
+            value = self._flushing.get(table, _NONE).get(key, _ABSENT)
             if value is not _ABSENT:
                 self._touched = max(self._touched, self._filling_generation - 1)
                 return value  # type: ignore[return-value]
@@ -77,16 +79,20 @@ class Ledger:
 
     def is_pending(self, table: str, key: bytes) -> bool:
         """Has the row changes that are not durable yet?"""
-        at = (table, key)
-        return at in self._filling or at in self._flushing
+        return key in self._filling.get(table, _NONE) or key in self._flushing.get(table, _NONE)
 
     def put(self, table: str, key: bytes, value: bytes) -> None:
-        self._touched = self._filling_generation
-        self._filling[table, key] = value
+        self._change(table, key, value)
 
     def delete(self, table: str, key: bytes) -> None:
+        self._change(table, key, None)
+
+    def _change(self, table: str, key: bytes, value: bytes | None) -> None:
         self._touched = self._filling_generation
-        self._filling[table, key] = None
+        changes = self._filling.get(table)
+        if changes is None:
+            changes = self._filling[table] = {}
+        changes[key] = value
 
     def touch(self) -> None:
         """What is being answered depends on the generation being filled."""
@@ -97,8 +103,8 @@ class Ledger:
 
         Not to be held over an await.
         """
-        flushing = _within(self._flushing, table, start, prefix)
-        filling = _within(self._filling, table, start, prefix)
+        flushing = _within(self._flushing.get(table, _NONE), start, prefix)
+        filling = _within(self._filling.get(table, _NONE), start, prefix)
         if filling:
             self._touched = self._filling_generation
         elif flushing:
@@ -190,7 +196,11 @@ class Ledger:
         self._flushing, self._filling = self._filling, {}
         self._flushing_waiters, self._filling_waiters = self._filling_waiters, []
         self._filling_generation += 1
-        changes: Changes = self._flushing
+        changes: Changes = {
+            (table, key): value
+            for table, rows in self._flushing.items()
+            for key, value in rows.items()
+        }
         try:
             blocking_commit = self._store.stage(changes)
         except MemError as error:
@@ -239,13 +249,11 @@ class Ledger:
             waiter(reason)
 
 
-def _within(changes: Changes, table: str, start: bytes, prefix: bytes) -> dict[bytes, bytes | None]:
-    """The changes that concern a scan."""
-    return {
-        key: value
-        for (of, key), value in changes.items()
-        if of == table and key >= start and key.startswith(prefix)
-    }
+def _within(
+    changes: Mapping[bytes, bytes | None], start: bytes, prefix: bytes
+) -> dict[bytes, bytes | None]:
+    """The changes of a table that concern a scan."""
+    return {key: value for key, value in changes.items() if key >= start and key.startswith(prefix)}
 
 
 def _never(_call: Callable[[], None]) -> None:

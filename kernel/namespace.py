@@ -6,6 +6,7 @@ nor the tier's budget, bytes reserved by writes under way included. Kernel threa
 """
 
 from collections.abc import Iterator
+from typing import Final
 
 import msgspec
 
@@ -17,6 +18,9 @@ from memosd.kernel.ports import Store
 from memosd.kernel.rows import NamespaceRow, decode_row, encode_row
 
 __all__ = ["Namespace", "Namespaces"]
+
+_NEXT_KEY: Final = b"next_namespace"
+"""Numbers are not given twice: what still refers to a removed namespace must not meet a new one."""
 
 
 class Namespace:
@@ -98,7 +102,9 @@ class Namespaces:
         if next(self._ledger.scan("names", below, below), None) is not None:
             # It would open to its maker what the damaged one protected.
             raise MemError(Errno.EEXIST, "a damaged namespace had that name", namespace=row.name)
-        number = max(self._by_id.keys() | self.damaged, default=0) + 1
+        number = self._next_number
+        self._next_number += 1
+        self._ledger.put("meta", _NEXT_KEY, self._next_number.to_bytes(4, "big"))
         space = Namespace(number, row)
         self._by_name[row.name] = self._by_id[number] = space
         self._touch(space)
@@ -230,8 +236,10 @@ class Namespaces:
         self.damaged.clear()
         # Not the sum over `known`: a namespace whose making failed may still hold a promise.
         self.used_bytes = self._reserved_bytes
+        self._next_number = int.from_bytes(self._store.get("meta", _NEXT_KEY) or b"\0\0\0\1", "big")
         for key, value in self._store.scan("namespaces", b""):
             number = int.from_bytes(key, "big")
+            self._next_number = max(self._next_number, number + 1)
             try:
                 row = decode_row(NamespaceRow, "namespaces", key, value)
             except MemError:

@@ -6,7 +6,6 @@ one fill. After the wait the world is looked at again: an unlink during the fill
 that does not match its digest is quarantined and never served. Kernel thread only.
 """
 
-import os
 
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.structs import EventKind
@@ -89,7 +88,7 @@ class Pager:
         try:
             if cube.version.is_inline:
                 payload = self._table.payload(cube.version)
-                await self._io.run(os.pwrite, frame.fd, payload, 0)
+                await self._io.run(self._ram.fill, frame, payload)
             else:
                 await self._io.run(
                     self._disk.load,

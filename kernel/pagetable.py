@@ -9,6 +9,7 @@ descents in mapped memory, and a daemon with a million cubes boots as fast as an
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import islice
 from typing import Final, NamedTuple
 
 from libmem.abi.digest import digest_of
@@ -31,8 +32,11 @@ from memosd.kernel.rows import (
 __all__ = ["Cube", "PageTable", "event_of", "new_id"]
 
 
+_HISTORY_SCAN_MAX: Final = 8192
+"""Version numbers looked at per call; removed ones leave gaps."""
 _HOT_MAX: Final = 4096
-"""Resolved names kept in memory, about a kilobyte each."""
+"""Resolved names kept in memory, a few kilobytes each at most."""
+_HOT_ROW_MAX_BYTES: Final = 1024
 
 
 class _Ids:
@@ -100,8 +104,15 @@ class PageTable:
         return None if value is None else unseal_value("names", key, value)
 
     def cube_row(self, cube_id: bytes) -> CubeRow | None:
+        """Errors: ECORRUPT."""
+        return self.sized_row(cube_id)[0]
+
+    def sized_row(self, cube_id: bytes) -> tuple[CubeRow | None, int]:
+        """A cube's row, and how many bytes it takes. Errors: ECORRUPT."""
         value = self.ledger.get("cubes", cube_id)
-        return None if value is None else decode_row(CubeRow, "cubes", cube_id, value)
+        if value is None:
+            return None, 0
+        return decode_row(CubeRow, "cubes", cube_id, value), len(value)
 
     def resolve(self, ref: NameRef) -> Cube:
         """The cube and version behind a parsed name. Errors: ENOENT, ECORRUPT."""
@@ -109,11 +120,11 @@ class PageTable:
         if hot is not None and not ref.version and not self.is_expired(hot.row):
             return hot
         cube_id = self.find_id(ref.name)
-        row = self.cube_row(cube_id) if cube_id is not None else None
+        row, size_bytes = self.sized_row(cube_id) if cube_id is not None else (None, 0)
         if cube_id is None or row is None or self.is_expired(row):
             raise MemError(Errno.ENOENT, "no such cube", cube=ref.name)
         cube = Cube(cube_id, row, self._version(cube_id, row, ref))
-        if cube.is_current:
+        if cube.is_current and size_bytes <= _HOT_ROW_MAX_BYTES:
             self._remember(cube)
         return cube
 
@@ -154,6 +165,20 @@ class PageTable:
             decode_row(VersionRow, "history", key, value)
             for key, value in self.ledger.scan("history", cube_id, cube_id)
         ]
+
+    def latest_versions(self, cube_id: bytes, row: CubeRow, limit: int) -> Iterator[VersionRow]:
+        """The newest `limit` versions, newest first, the current one included. Errors: ECORRUPT."""
+        yield row.current
+        found = 1
+        # One by one downwards: a cube may have more versions than one call should read.
+        for number in islice(range(row.last_version, 0, -1), _HISTORY_SCAN_MAX):
+            if found >= limit:
+                return
+            key = version_key(cube_id, number)
+            value = self.ledger.get("history", key)
+            if value is not None:
+                found += 1
+                yield decode_row(VersionRow, "history", key, value)
 
     def payload(self, version: VersionRow) -> bytes:
         """A small payload, verified. Errors: ECORRUPT."""
@@ -282,6 +307,7 @@ class PageTable:
             row.uid,
             row.gid,
             row.mode,
+            row.namespace,
         )
         self.append(entry)
 

@@ -86,10 +86,14 @@ class Store(Protocol):
 
 
 class Tier(Protocol):
-    """A place that keeps payloads. Any thread; calls for one key never overlap.
+    """A place that keeps payloads. Any thread.
+
+    Of the calls for one key only those that read (`load`, `read`, `verify`) overlap each other.
+    A `free` may come during one of them; it then gives the right bytes or an error.
 
     MUST: `store` is atomic (all or nothing, also over a crash) and, where `is_durable`, durable
-    on return. `load` verifies every page before it returns. `free` of an absent key is no error.
+    on return. `load` verifies every page before it returns, `read` every page it returns bytes
+    of. `free` of an absent key is no error.
     """
 
     name: str
@@ -105,6 +109,13 @@ class Tier(Protocol):
 
     def load(self, key: PayloadKey, fd: int, size_bytes: int, digest: bytes) -> None:
         """Copy the payload into writable memory behind `fd`. Errors: ENOENT, EIO, ECORRUPT."""
+        ...
+
+    def read(self, key: PayloadKey, size_bytes: int, digest: bytes, limit_bytes: int) -> bytes:
+        """The payload's beginning, `limit_bytes` of it at most, in memory of the caller's own.
+
+        For a look that is not worth a frame. Errors as `load`.
+        """
         ...
 
     def verify(self, key: PayloadKey, size_bytes: int, digest: bytes) -> None:
@@ -129,6 +140,10 @@ class FrameTier(Tier, Protocol):
 
     def allocate(self, size_bytes: int) -> Frame:
         """Fresh zeroed writable memory, not yet under any key. Errors: ENOMEM, EMFILE."""
+        ...
+
+    def fill(self, frame: Frame, payload: bytes) -> None:
+        """Write a payload of the frame's size into an unsealed frame. Errors: ENOMEM, EIO."""
         ...
 
     def seal(self, frame: Frame, size_bytes: int) -> None:
@@ -163,8 +178,8 @@ class Driver(Protocol):
     type: CubeType
     durability: Durability
     """The default for cubes that do not ask."""
-    is_indexed: bool
-    """Whether `index_text` may have something to say."""
+    indexed_bytes: int
+    """How much of a payload, from its start, `index_text` has a use for; 0: it is not indexed."""
 
     def check_header(self, descriptive: Descriptive, attributes: dict[str, Any]) -> None:
         """Fast; kernel thread. Errors: EINVAL."""
@@ -173,7 +188,8 @@ class Driver(Protocol):
     def check_payload(
         self, payload: memoryview | bytes, descriptive: Descriptive, attributes: dict[str, Any]
     ) -> None:
-        """Any thread. Errors: EILSEQ when the payload is not what the header promises."""
+        """Any thread. Errors: EILSEQ when the payload is not what the header promises, EFBIG
+        when it is too large to be checked."""
         ...
 
     def index_text(self, payload: memoryview | bytes, descriptive: Descriptive) -> str | None:

@@ -6,6 +6,8 @@ as it was. Kernel thread only.
 """
 
 from contextlib import suppress
+from itertools import islice
+from typing import Final
 
 import msgspec
 
@@ -14,7 +16,7 @@ from libmem.abi.errors import Errno, MemError
 from libmem.abi.names import namespace_of, parse_name, parse_ref
 from libmem.abi.structs import EventKind
 from memosd.kernel.access import EXECUTE, WRITE, Identity
-from memosd.kernel.cubes import Cubes, row_charge
+from memosd.kernel.cubes import Cubes, version_charge
 from memosd.kernel.namespace import Namespace
 from memosd.kernel.pager import Pager
 from memosd.kernel.pagetable import Cube
@@ -23,6 +25,9 @@ from memosd.kernel.ports import PayloadKey
 from memosd.kernel.rows import CubeRow, VersionRow
 
 __all__ = ["Removal"]
+
+_EXPIRY_STRETCH: Final = 256
+"""Rows the sweep looks at before others have their turn."""
 
 
 class Removal:
@@ -58,14 +63,19 @@ class Removal:
             raise MemError(
                 Errno.EBUSY, "the current version goes only with the cube", cube=cube.row.name
             )
-        freed = self._drop_versions(cube.id, cube.row, [cube.version], space)
-        self._table.log(EventKind.HEADER, cube.id, cube.row, actor_uid=who.uid)
+        versions = [*self._table.older_versions(cube.id), cube.row.current]
+        kept = [version for version in versions if version.version != cube.version.version]
+        freed = self._drop_versions([cube.version], kept, space)
+        self._table.drop_history(cube.id, cube.version.version)
+        self._table.log(EventKind.PRUNE, cube.id, cube.row, actor_uid=who.uid)
         return UnlinkReply(freed_bytes=freed, versions=1)
 
     def _remove(self, cube_id: bytes, row: CubeRow, kind: EventKind, actor_uid: int) -> UnlinkReply:
         space = self._namespaces.by_id(row.namespace)
         older = self._table.older_versions(cube_id)
-        freed = self._drop_versions(cube_id, row, [*older, row.current], space)
+        freed = self._drop_versions([*older, row.current], [], space)
+        for version in older:
+            self._table.drop_history(cube_id, version.version)
         self._table.drop_name(row.name)
         self._table.drop_cube(cube_id)
         self._table.drop_expiry(cube_id, row.expires_ns)
@@ -75,22 +85,15 @@ class Removal:
         return UnlinkReply(freed_bytes=freed, versions=len(older) + 1)
 
     def _drop_versions(
-        self, cube_id: bytes, row: CubeRow, doomed: list[VersionRow], space: Namespace
+        self, doomed: list[VersionRow], kept: list[VersionRow], space: Namespace
     ) -> int:
-        """Remove versions, and the payloads that no remaining version shares."""
-        gone = {version.version for version in doomed}
-        kept = {
-            version.payload_id
-            for version in (*self._table.older_versions(cube_id), row.current)
-            if version.version not in gone
-        }
-        freed = sum(row_charge(v.descriptive, v.attributes) for v in doomed)
-        for version in doomed:
-            self._table.drop_history(cube_id, version.version)
-        payloads = {v.payload_id: v for v in doomed if v.payload_id not in kept}
-        for key, version in payloads.items():
-            freed += self._cubes.payload_charge(version.size_bytes, is_inline=version.is_inline)
-            self._drop_payload(key, is_inline=version.is_inline)
+        """Give back what versions were charged, and the payloads that no kept one shares."""
+        shared = {version.payload_id for version in kept}
+        freed = sum(version_charge(version) for version in doomed)
+        for key, version in {v.payload_id: v for v in doomed}.items():
+            if key not in shared:
+                freed += self._cubes.payload_charge(version.size_bytes, is_inline=version.is_inline)
+                self._drop_payload(key, is_inline=version.is_inline)
         self._namespaces.charge(space, -freed)
         return freed
 
@@ -112,27 +115,24 @@ class Removal:
 
     # -- expiry and loss -----------------------------------------------------------------------
 
-    def expire(self, limit: int = 256) -> int:
-        """Remove up to `limit` cubes whose time is over; returns how many."""
+    def expire(self, start: bytes = b"") -> bytes | None:
+        """Remove what is due among a stretch of cubes from `start` on; where to go on, None at
+        the end. Damaged rows are passed over: fsck reports them."""
         now = self._clock.wall_ns().to_bytes(8, "big")
-        due: list[bytes] = []
-        for key, _ in self._table.ledger.scan("expiry", b""):
-            if key[:8] > now or len(due) == limit:
-                break
-            due.append(key)
-        return sum(self._expire_one(key) for key in due)
+        stretch = islice(self._table.ledger.scan("expiry", start), _EXPIRY_STRETCH)
+        due = [key for key, _ in stretch if key[:8] <= now]
+        for key in due:
+            self._expire_one(key)
+        return due[-1] + b"\0" if len(due) == _EXPIRY_STRETCH else None
 
-    def _expire_one(self, key: bytes) -> bool:
+    def _expire_one(self, key: bytes) -> None:
         cube_id = key[8:]
-        try:
+        with suppress(MemError):
             row = self._table.cube_row(cube_id)
             if row is None or row.expires_ns != int.from_bytes(key[:8], "big"):
                 self._table.ledger.delete("expiry", key)
             else:
                 self.remove_expired(cube_id, row)
-        except MemError:
-            return False  # damaged rows: fsck reports them, the sweep goes on
-        return True
 
     def remove_expired(self, cube_id: bytes, row: CubeRow) -> None:
         """Remove a cube whose time is over. Errors: ECORRUPT; then nothing changed."""
@@ -153,17 +153,19 @@ class Removal:
         self._heat.decide(cube_id, "lost", reason)
         left = [version for version in older if version.payload_id != key]
         if not left and row.current.payload_id == key:
-            self._remove(cube_id, row, EventKind.EXPIRE, actor_uid=0)
+            self._remove(cube_id, row, EventKind.LOSE, actor_uid=0)
             return
+        doomed = [version for version in older if version.payload_id == key]
+        for version in doomed:
+            self._table.drop_history(cube_id, version.version)
         if row.current.payload_id == key:
             # The newest version that is left becomes the current one; its number was never reused.
-            row.current, lost = left[-1], row.current
+            doomed.append(row.current)
+            row.current = left[-1]
             self._table.drop_history(cube_id, row.current.version)
             self._table.put_cube(cube_id, row)
-            older.append(lost)
-        doomed = [version for version in older if version.payload_id == key]
-        self._drop_versions(cube_id, row, doomed, space)
-        self._table.log(EventKind.EXPIRE, cube_id, row)
+        self._drop_versions(doomed, [*left, row.current], space)
+        self._table.log(EventKind.LOSE, cube_id, row)
 
     # -- rename --------------------------------------------------------------------------------
 
@@ -198,7 +200,7 @@ class Removal:
     def _change_space(self, cube: Cube, space: Namespace, target: Namespace) -> None:
         versions = [*self._table.older_versions(cube.id), cube.row.current]
         payloads = {v.payload_id: v for v in versions}
-        charge = sum(row_charge(v.descriptive, v.attributes) for v in versions) + sum(
+        charge = sum(version_charge(v) for v in versions) + sum(
             self._cubes.payload_charge(v.size_bytes, is_inline=v.is_inline)
             for v in payloads.values()
         )

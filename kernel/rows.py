@@ -134,6 +134,7 @@ class LogRow(Row):
     owner_uid: int
     owner_gid: int
     mode: int
+    namespace: int
 
 
 class HeatRow(Row):

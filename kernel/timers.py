@@ -7,10 +7,13 @@ signal; a test moves its clock and calls `run_due`.
 import heapq
 import itertools
 from collections.abc import Callable
+from typing import Final
 
 from memosd.kernel.ports import Clock
 
 __all__ = ["Timer", "Timers"]
+
+_SWEEP_MIN: Final = 256
 
 
 class Timer:
@@ -22,6 +25,7 @@ class Timer:
         self.action: Callable[[], None] | None = action
 
     def cancel(self) -> None:
+        """Idempotent; also after it went off."""
         self.action = None
 
 
@@ -32,12 +36,18 @@ class Timers:
         self._clock = clock
         self._heap: list[tuple[int, int, Timer]] = []
         self._order = itertools.count()
+        self._sweep_at = _SWEEP_MIN
 
     def after(self, delay_ns: int, action: Callable[[], None]) -> Timer:
         """Run `action` on the kernel thread once the delay has passed."""
         timer = Timer(action)
         due_ns = self._clock.monotonic_ns() + delay_ns
         heapq.heappush(self._heap, (due_ns, next(self._order), timer))
+        if len(self._heap) > self._sweep_at:
+            # Cancelled ones would stay until their time; callers that poll make many.
+            self._heap = [entry for entry in self._heap if entry[2].action is not None]
+            heapq.heapify(self._heap)
+            self._sweep_at = max(_SWEEP_MIN, 2 * len(self._heap))
         return timer
 
     def every(self, period_ns: int, action: Callable[[], None]) -> None:

@@ -121,6 +121,8 @@ def detach(coroutine: Coroutine[Completion[Any], None, T]) -> Completion[T]:
     def report() -> None:
         try:
             done.result()
+        except MemError as error:  # the world's doing, not a bug: no traceback
+            _log.warning("background task failed", task=coroutine.__qualname__, error=str(error))
         except BaseException:  # noqa: BLE001
             _log.exception("background task failed", task=repr(coroutine))
 

@@ -1,6 +1,9 @@
 """libmem: talk to memosd, the memory kernel for language-model programs.
 
+    import libmem
+
     with libmem.connect() as client:
+        client.make_namespace("/notes")
         client.write("/notes/today", "The kernel boots.")
         print(client.read("/notes/today").decode())
 

@@ -142,18 +142,22 @@ class AsyncClient(Operations, Awaiting):
         return await _drive(steps, self._step)
 
     async def _iterate(self, pages: Pages[T]) -> AsyncIterator[T]:
-        answer: Any = None
-        while True:
-            try:
-                wanted = pages.send(answer)
-            except StopIteration:
-                return
-            answer = None
-            if isinstance(wanted, Items):
-                for item in wanted.items:
-                    yield item
-            else:
-                answer = await self.call(wanted)
+        try:
+            wanted = next(pages)
+            while True:
+                if isinstance(wanted, Items):
+                    for item in wanted.items:
+                        yield item
+                    wanted = next(pages)
+                    continue
+                try:
+                    reply = await self.call(wanted)
+                except MemError as error:  # the listing decides, and re-raises
+                    wanted = pages.throw(error)
+                else:
+                    wanted = pages.send(reply)
+        except StopIteration:
+            return
 
     async def _step(self, step: Step) -> Any:
         return await self._perform(step, self._timeout_s)

@@ -152,17 +152,21 @@ class Client(Operations, Blocking):
         return drive(steps, self._step)
 
     def _iterate(self, pages: Pages[T]) -> Iterator[T]:
-        answer: Any = None
-        while True:
-            try:
-                wanted = pages.send(answer)
-            except StopIteration:
-                return
-            answer = None
-            if isinstance(wanted, Items):
-                yield from wanted.items
-            else:
-                answer = self.call(wanted)
+        try:
+            wanted = next(pages)
+            while True:
+                if isinstance(wanted, Items):
+                    yield from wanted.items
+                    wanted = next(pages)
+                    continue
+                try:
+                    reply = self.call(wanted)
+                except MemError as error:  # the listing decides, and re-raises
+                    wanted = pages.throw(error)
+                else:
+                    wanted = pages.send(reply)
+        except StopIteration:
+            return
 
     def _step(self, step: Step) -> Any:
         if isinstance(step, Call):

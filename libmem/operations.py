@@ -145,14 +145,26 @@ class Operations:
 
     @pages
     def list(self, path: str, *, is_recursive: bool = False) -> Pages[Stat]:
-        """The cubes in a folder, or in all folders under it, as far as the caller may read."""
-        cursor = ""
-        while True:
-            page: c.ReaddirReply = yield c.Readdir(path, cursor, _PAGE_CUBES, is_recursive)
-            yield Items(page.entries)
-            cursor = page.next_cursor
-            if not cursor:
-                return
+        """The cubes in a folder, or in all folders under it, as far as the caller may read.
+
+        Under `/` the cubes of all namespaces; one that may not be listed is passed over.
+        Errors: EINVAL (`/` without `is_recursive`: it holds namespaces, and no cube).
+        """
+        if path != "/":
+            yield from _cube_pages(path, is_recursive)
+            return
+        if not is_recursive:
+            raise MemError(
+                Errno.EINVAL,
+                "'/' holds namespaces: see namespaces(), or list it with is_recursive=True",
+            )
+        root: c.ReaddirReply = yield c.Readdir(path)
+        for space in root.namespaces:
+            try:
+                yield from _cube_pages(space.name, is_recursive)
+            except MemError as error:
+                if error.errno not in {Errno.EACCES, Errno.ENOENT}:  # closed, or gone by now
+                    raise
 
     @one_call
     def readdir(
@@ -237,6 +249,12 @@ class Operations:
         """Make a namespace owned by the caller."""
         return c.MakeNamespace(name=name, mode=mode)
 
+    @pages
+    def namespaces(self) -> Pages[NamespaceStat]:
+        """The namespaces that the caller may enter."""
+        reply: c.ReaddirReply = yield c.Readdir("/")
+        yield Items(reply.namespaces)
+
     @steps
     def remove_namespace(self, name: str) -> Steps[None]:
         """Remove an empty namespace."""
@@ -296,14 +314,24 @@ class Operations:
                 raise
 
 
+def _cube_pages(path: str, is_recursive: bool) -> Pages[Stat]:
+    cursor = ""
+    while True:
+        page: c.ReaddirReply = yield c.Readdir(path, cursor, _PAGE_CUBES, is_recursive)
+        yield Items(page.entries)
+        cursor = page.next_cursor
+        if not cursor:
+            return
+
+
 def watch_pages(under: str, since_seq: int | None, timeout_s: float | None) -> Pages[Event]:
     """Events of a subtree after `since_seq`, until none came for `timeout_s`; None: for ever."""
     heard = time.monotonic()
     while True:
         wait_ms = WATCH_MAX_MS
         if timeout_s is not None:
-            quiet_ms = math.ceil((heard + timeout_s - time.monotonic()) * 1000)
-            wait_ms = max(0, min(wait_ms, quiet_ms))
+            quiet_ms = (heard + timeout_s - time.monotonic()) * 1000
+            wait_ms = math.ceil(max(0, min(wait_ms, quiet_ms)))
         reply: c.WatchReply = yield c.Watch(under, since_seq, timeout_ms=wait_ms)
         since_seq = reply.next_seq
         if reply.events:

@@ -15,7 +15,7 @@ class BlobDriver:
 
     type: CubeType = CubeType.BLOB
     durability: Durability = Durability.DURABLE
-    is_indexed: bool = False
+    indexed_bytes: int = 0
 
     def check_header(self, descriptive: Descriptive, attributes: dict[str, Any]) -> None:
         """Every header is fine."""

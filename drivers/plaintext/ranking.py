@@ -25,7 +25,7 @@ from memosd.drivers.plaintext.snippet import snippet
 __all__ = ["Ranking"]
 
 _SMALL_SUBTREE: Final = 5_000
-"""Cubes in a subtree up to which their passages are listed before the search, not after."""
+"""Passages in a subtree up to which they are listed before the search, not looked up after."""
 
 _IN_SUBTREE: Final = (
     "namespace = :namespace AND name >= :prefix AND name < :prefix || '0'"
@@ -115,20 +115,31 @@ class Ranking:
         if not prefix:
             return "", {}
         bindings: dict[str, Any] = {"namespace": namespace, "prefix": prefix}
-        cubes: Any = self._db.execute(
-            f"SELECT doc, passages FROM document WHERE {_IN_SUBTREE} LIMIT {_SMALL_SUBTREE + 1}",
-            bindings,
-        ).fetchall()
-        if len(cubes) > _SMALL_SUBTREE:
+        passages = self._few_passages(bindings)
+        if passages is None:
             # Most passages that match pass: ask each for its cube's name.
             return (
                 f"AND (SELECT {_IN_SUBTREE} FROM document"
                 f" WHERE doc <= words_{namespace}.rowid ORDER BY doc DESC LIMIT 1)"
             ), bindings
-        passages = [passage for doc, count in cubes for passage in range(doc, doc + count)]
         # The plus keeps SQLite from asking FTS5 once for every passage of the list.
         condition = "AND +rowid IN (SELECT value FROM json_each(:listed))"
         return condition, {"listed": json.dumps(passages)}
+
+    def _few_passages(self, bindings: dict[str, Any]) -> list[int] | None:
+        """All passages of the subtree, or None where there are more than _SMALL_SUBTREE."""
+        cubes: Any = self._db.execute(
+            f"SELECT doc, passages FROM document WHERE {_IN_SUBTREE}", bindings
+        )
+        passages: list[int] = []
+        try:
+            for seen, (doc, count) in enumerate(cubes):  # a cube may have no passage at all
+                if max(seen, len(passages) + count) > _SMALL_SUBTREE:
+                    return None
+                passages += range(doc, doc + count)
+        finally:
+            cubes.close()  # as in `_score`
+        return passages
 
     def _score(
         self, namespace: int, question: Pass, condition: str, bindings: dict[str, Any]

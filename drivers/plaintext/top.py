@@ -1,7 +1,8 @@
 """Top half of plaintext: UTF-8 text and JSON.
 
 Owns nothing; any thread may call it. Invariant: a payload that passes decodes as UTF-8, holds no
-NUL, and is one JSON value where its media type says JSON, so no reader has to check again.
+NUL, and is one JSON value of bounded size and depth where its media type says JSON, so no reader
+has to check again.
 """
 
 import codecs
@@ -13,6 +14,7 @@ import msgspec
 
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.structs import CubeType, Descriptive, Durability
+from memosd.drivers.plaintext.nesting import is_deeper
 
 __all__ = ["PlaintextDriver"]
 
@@ -22,6 +24,13 @@ _SLICE_BYTES: Final = 1 << 20
 _INDEXED_BYTES: Final = 8 << 20
 """Of a longer text the index sees the beginning only: some 4,000 pages. Longer JSON is indexed as
 it is written; as objects it would take ten times the memory."""
+
+_JSON_MAX_BYTES: Final = 64 << 20
+"""The grammar of JSON is checked in one go, and nobody else gets the interpreter meanwhile: this
+much takes 0.04 to 0.4 s."""
+
+_JSON_DEPTH_MAX: Final = 128
+"""Far below what a recursive parser can take, ours or any reader's, on whatever stack it runs."""
 
 _JSON: Final = msgspec.json.Decoder(msgspec.Raw)
 """Checks the grammar without building a single object."""
@@ -34,7 +43,7 @@ class PlaintextDriver:
 
     type: CubeType = CubeType.PLAINTEXT
     durability: Durability = Durability.DURABLE
-    is_indexed: bool = True
+    indexed_bytes: int = _INDEXED_BYTES + 1  # one more tells a text that is longer
 
     def check_header(self, descriptive: Descriptive, attributes: dict[str, Any]) -> None:
         """Attributes are the writer's own. Errors: EINVAL (a media type that is no text)."""
@@ -44,16 +53,25 @@ class PlaintextDriver:
         self, payload: memoryview | bytes, descriptive: Descriptive, attributes: dict[str, Any]
     ) -> None:
         """Errors: EINVAL as `check_header`; EILSEQ with `offset_bytes`: not UTF-8, a NUL (every
-        C program would see another text), or not one JSON value."""
+        C program would see another text), not one JSON value, or JSON more than 128 deep; EFBIG
+        (more than 64 MiB of JSON)."""
         view = memoryview(payload).cast("B")
+        is_json = _is_json(descriptive)
+        if is_json and len(view) > _JSON_MAX_BYTES:
+            raise MemError(
+                Errno.EFBIG,
+                "JSON beyond the limit; as text/... it may be of any size",
+                need_bytes=len(view),
+                free_bytes=_JSON_MAX_BYTES,
+            )
         _check_text(view)
-        if _is_json(descriptive):
+        if is_json:
             _check_json(view)
 
     def index_text(self, payload: memoryview | bytes, descriptive: Descriptive) -> str | None:
         """Title, tags, then the text; of JSON its keys, strings and numbers.
 
-        The payload has passed `check_payload`.
+        The payload, of which `indexed_bytes` are enough, has passed `check_payload`.
         """
         view = memoryview(payload).cast("B")
         # An incomplete last character of a shortened text is left out.
@@ -102,7 +120,11 @@ def _check_json(view: memoryview) -> None:
         offset = _OFFSET.search(reason)
         raise _refused(reason, int(offset[1]) if offset else len(view)) from None
     except RecursionError:
-        raise _refused("JSON is nested too deeply", 0) from None
+        is_too_deep = True
+    else:
+        is_too_deep = is_deeper(view, _JSON_DEPTH_MAX)
+    if is_too_deep:
+        raise _refused(f"JSON is nested more than {_JSON_DEPTH_MAX} deep", 0)
 
 
 def _refused(reason: str, offset_bytes: int) -> MemError:
@@ -112,8 +134,9 @@ def _refused(reason: str, offset_bytes: int) -> MemError:
 def _flattened(text: str) -> str:
     try:
         value = msgspec.json.decode(text)
-    except msgspec.DecodeError:
-        # Good JSON, but a number that no float or integer holds: its source has the same words.
+    except (msgspec.DecodeError, RecursionError):
+        # A number that no float or integer holds, or text that was called JSON by a later header,
+        # which may be anything: the source has the same words.
         return text
     return "\n".join(_words(value))
 

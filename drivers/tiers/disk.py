@@ -81,6 +81,15 @@ class DiskTier:
             # What was read back from `fd` is what will be mapped; the file could have changed.
             payload.check_pages(fd, manifest)
 
+    def read(self, key: PayloadKey, size_bytes: int, digest: bytes, limit_bytes: int) -> bytes:
+        """The payload's first `limit_bytes`; only pages that they lie in are read, and checked.
+
+        Errors: ENOENT, EIO, ECORRUPT (with `page` where one is at fault).
+        """
+        with self._opened(key) as source:
+            manifest = _recognise(source, key, size_bytes, digest)
+            return payload.read_pages(source, manifest, limit_bytes)
+
     def verify(self, key: PayloadKey, size_bytes: int, digest: bytes) -> None:
         """Check the trailer and every page of the file. Errors: ENOENT, EIO, ECORRUPT."""
         with self._opened(key) as source:

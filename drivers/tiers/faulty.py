@@ -18,7 +18,7 @@ from memosd.drivers.tiers.payload import PayloadKey, os_errors
 
 __all__ = ["FaultPlan", "FaultyTier", "Operation", "Stall"]
 
-Operation = Literal["store", "load", "verify", "free"]
+Operation = Literal["store", "load", "read", "verify", "free"]
 _Before = Callable[[], None]
 _Damage = Callable[[int, int], None]
 
@@ -32,6 +32,7 @@ class _Tier(Protocol):
     def charge_bytes(self, size_bytes: int) -> int: ...
     def store(self, key: PayloadKey, fd: int, manifest: Manifest) -> None: ...
     def load(self, key: PayloadKey, fd: int, size_bytes: int, digest: bytes) -> None: ...
+    def read(self, key: PayloadKey, size_bytes: int, digest: bytes, limit_bytes: int) -> bytes: ...
     def verify(self, key: PayloadKey, size_bytes: int, digest: bytes) -> None: ...
     def free(self, key: PayloadKey) -> None: ...
     def keys(self) -> Iterator[PayloadKey]: ...
@@ -133,6 +134,11 @@ class FaultyTier:
             with os_errors("damaging a payload"):
                 damage(fd, size_bytes)
                 payload.check_digest(fd, size_bytes, digest)
+
+    def read(self, key: PayloadKey, size_bytes: int, digest: bytes, limit_bytes: int) -> bytes:
+        """As the inner tier, or the planned error."""
+        self._plan.enter("read")
+        return self._inner.read(key, size_bytes, digest, limit_bytes)
 
     def verify(self, key: PayloadKey, size_bytes: int, digest: bytes) -> None:
         """As the inner tier, or the planned error."""

@@ -28,6 +28,8 @@ __all__ = [
     "manifest_behind",
     "os_errors",
     "page_digests",
+    "read",
+    "read_pages",
 ]
 
 PayloadKey = bytes
@@ -115,10 +117,36 @@ def check_pages(fd: int, manifest: Manifest) -> None:
     wanted = manifest.page_digests
     for page, found in enumerate(page_digests(fd, manifest.size_bytes)):
         if found != wanted[page * DIGEST_BYTES : (page + 1) * DIGEST_BYTES]:
-            raise MemError(Errno.ECORRUPT, f"page {page} differs from its digest", page=page)
+            raise _differs(page)
+
+
+def read(fd: int, start: int, end: int) -> bytes:
+    """Bytes [start, end) behind `fd`, fewer where it ends. Errors: OSError."""
+    parts = []
+    while start < end and (part := os.pread(fd, end - start, start)):
+        parts.append(part)
+        start += len(part)
+    return b"".join(parts)
+
+
+def read_pages(fd: int, manifest: Manifest, limit_bytes: int) -> bytes:
+    """The first `limit_bytes` behind `fd`, fewer where the payload ends, every page of them
+    checked as a whole. Errors: OSError, ECORRUPT (with `page`)."""
+    pages = []
+    for page, start in enumerate(range(0, min(limit_bytes, manifest.size_bytes), PAGE_BYTES)):
+        content = read(fd, start, min(start + PAGE_BYTES, manifest.size_bytes))
+        wanted = manifest.page_digests[page * DIGEST_BYTES : (page + 1) * DIGEST_BYTES]
+        if xxhash.xxh3_128_digest(content) != wanted:
+            raise _differs(page)
+        pages.append(content)
+    return b"".join(pages)[:limit_bytes]
 
 
 def check_digest(fd: int, size_bytes: int, digest: bytes) -> None:
     """Compare the payload behind `fd` with its digest. Errors: OSError, ECORRUPT."""
     if manifest_behind(fd, size_bytes).digest != digest:
         raise MemError(Errno.ECORRUPT, "the payload differs from its digest")
+
+
+def _differs(page: int) -> MemError:
+    return MemError(Errno.ECORRUPT, f"page {page} differs from its digest", page=page)

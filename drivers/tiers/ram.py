@@ -75,6 +75,13 @@ class RamTier:
                 raise
         return RamFrame(fd, size_bytes)
 
+    def fill(self, frame: Frame, payload: bytes) -> None:
+        """Write the whole of a payload into an unsealed frame. Errors: ENOMEM, EIO."""
+        view, at = memoryview(payload), 0
+        with os_errors("memory for a cube"):
+            while at < len(view):
+                at += os.pwrite(frame.fd, view[at:], at)
+
     def seal(self, frame: Frame, size_bytes: int) -> None:
         """Make the frame immutable, at `size_bytes` or shorter.
 
@@ -164,6 +171,14 @@ class RamTier:
         with os_errors("memory of a cube"):
             payload.copy(frame.fd, fd, 0, size_bytes)
             payload.check_digest(fd, size_bytes, digest)
+
+    def read(self, key: PayloadKey, size_bytes: int, digest: bytes, limit_bytes: int) -> bytes:
+        """The payload's first `limit_bytes`, copied; all of it is checked, for no page digests
+        are kept here. Errors: ENOENT, EIO, ECORRUPT."""
+        frame = self._find(key, size_bytes)
+        with os_errors("memory of a cube"):
+            payload.check_digest(frame.fd, size_bytes, digest)
+            return payload.read(frame.fd, 0, min(limit_bytes, size_bytes))
 
     def verify(self, key: PayloadKey, size_bytes: int, digest: bytes) -> None:
         """Check the payload in place. Errors: ENOENT, EIO, ECORRUPT."""

@@ -92,9 +92,9 @@ def sys_read_cube(
     cube, _ = kernel.cubes.open(context.who, request.name)
     kernel.pager.check_quarantine(cube)
     start, length = _span(request, cube.version.size_bytes)
-    if not cube.version.is_inline and cube.version.size_bytes:
+    if not cube.version.is_inline and length:
         return _read_mapped(context, request, start, length)
-    payload = kernel.pager.inline_payload(cube)
+    payload = kernel.pager.inline_payload(cube) if length else b""
     kernel.parts.heat.count_read(cube.id)
     return c.ReadReply(
         payload=payload if length == len(payload) else payload[start : start + length],

@@ -3,7 +3,7 @@
 from libmem.abi import calls as c
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.structs import Advice, TierName
-from memosd.kernel.access import WRITE
+from memosd.kernel.access import WRITE, allows
 from memosd.kernel.dispatch import Context
 from memosd.kernel.namespace import Namespace
 from memosd.kernel.pagetable import Cube
@@ -81,9 +81,16 @@ def sys_advise_cube(context: Context, request: c.AdviseCube) -> c.Done:
         resident.is_sequential = request.advice is Advice.SEQUENTIAL
         if request.advice is not Advice.SEQUENTIAL:
             kernel.parts.residents.policy.demote(cube.key)
-        if request.advice is Advice.DONTNEED and not resident.is_held and not resident.is_dirty:
+        if request.advice is Advice.DONTNEED and _may_evict(context, cube, resident):
             kernel.reclaim.evict(resident, "advised: dontneed")
     return c.Done()
+
+
+def _may_evict(context: Context, cube: Cube, resident: Resident) -> bool:
+    """Now, by this caller: who may only read does not take it from the others' reach."""
+    row = cube.row
+    may_write = allows(context.who, (row.uid, row.gid), row.mode, WRITE)
+    return may_write and not resident.is_held and not resident.is_dirty
 
 
 async def _prefetch(context: Context, cube: Cube, space: Namespace) -> None:

@@ -19,12 +19,20 @@ from memosd.kernel.rows import CubeRow, decode_row
 __all__ = ["sys_fsck", "sys_search", "sys_watch"]
 
 _CANDIDATES_MAX = 16_384
+_QUERY_MAX_CHARS = 10_000
+"""A question, not a document: words of a query are cut and stemmed on the index's one thread."""
 
 
 async def sys_search(context: Context, request: c.Search) -> c.SearchReply:
     under = parse_subtree(request.under)
     if not 1 <= request.k <= HITS_MAX:
         raise MemError(Errno.EINVAL, f"k is within 1..{HITS_MAX}")
+    if len(request.query) > _QUERY_MAX_CHARS:
+        raise MemError(
+            Errno.EINVAL,
+            f"a query has at most {_QUERY_MAX_CHARS} characters",
+            characters=len(request.query),
+        )
     prefixes = _searched(context, under)
     limit = request.k + 16
     while True:

@@ -15,6 +15,8 @@ from memosd.kernel.dispatch import Context
 
 __all__ = ["sys_batch", "sys_hello", "sys_info", "sys_log", "sys_shutdown", "sys_sync"]
 
+_BATCH_SLICE_NS = 5_000_000
+"""A batch lets others go first after this long."""
 _PROGRAM_MAX = 64
 _CANCELED = MemError(Errno.ECANCELED, "an earlier call of the batch failed")
 # A thousand reads of a MiB each would otherwise be one message.
@@ -52,7 +54,8 @@ async def sys_sync(context: Context, _request: c.Sync) -> c.Done:
     ledger = kernel.parts.table.ledger
     rollbacks = ledger.rollbacks
     await kernel.reclaim.write_back_all()
-    kernel.parts.heat.write_back()
+    while kernel.parts.heat.write_back():
+        await kernel.next_turn()
     await ledger.durable()
     if ledger.rollbacks != rollbacks:
         # What the first write-backs of many recorded may have gone with it.
@@ -89,10 +92,16 @@ async def sys_batch(context: Context, request: c.Batch) -> c.BatchReply:
     if len(request.calls) > BATCH_MAX_CALLS:
         raise MemError(Errno.EINVAL, f"a batch has at most {BATCH_MAX_CALLS} calls")
     results: list[c.BatchItem] = []
+    clock = context.kernel.parts.clock
+    until_ns = clock.monotonic_ns() + _BATCH_SLICE_NS
     told = 0, 0
     is_stopped = False
     reply_bytes = 0
     for number, args in request.calls:
+        if clock.monotonic_ns() > until_ns:
+            told = _fail_with_commit(context, results, told)
+            await context.kernel.next_turn()
+            until_ns = clock.monotonic_ns() + _BATCH_SLICE_NS
         reply_bytes += len(results[-1].body) if results else 0
         if is_stopped or reply_bytes > FRAME_MAX_BYTES:
             results.append(_failed(_CANCELED if is_stopped else _REPLY_FULL))

@@ -21,8 +21,10 @@ __all__ = [
     "sys_stat_namespace",
 ]
 
-_SCAN_MAX: Final = 8192
+_SCAN_MAX: Final = 2048
 """Names looked at per call, so that one listing cannot hold the kernel."""
+_PAGE_MAX_BYTES: Final = 1 << 20
+"""Headers may be large: a page ends with the row that exceeds this."""
 
 
 def _stat(context: Context, space: Namespace) -> NamespaceStat:
@@ -36,7 +38,7 @@ def _log(context: Context, space: Namespace) -> None:
     parts.table.append(
         LogRow(
             parts.clock.wall_ns(), EventKind.NAMESPACE, row.name, b"", 0, context.who.uid, "",
-            row.uid, row.gid, row.mode,
+            row.uid, row.gid, row.mode, space.id,
         )
     )  # fmt: skip
 
@@ -119,6 +121,7 @@ class _Listing:
         self._entries: list[Stat] = []
         self._folders: list[str] = []
         self._looked_at = 0
+        self._size_bytes = 0
 
     def run(self) -> c.ReaddirReply:
         prefix = self._prefix.encode()
@@ -156,16 +159,21 @@ class _Listing:
         kernel = self._context.kernel
         try:
             cube_id = kernel.parts.table.opened_id(name, value)
-            row = kernel.parts.table.cube_row(cube_id)
+            row, size_bytes = kernel.parts.table.sized_row(cube_id)
         except MemError:
             return None  # damaged: fsck reports it, a listing goes on
         if row is None or not kernel.cubes.may_read(self._context.who, row):
             return None
+        self._size_bytes += size_bytes
         return self._context.describe(Cube(cube_id, row, row.current))
 
     def _is_full(self) -> bool:
         taken = len(self._entries) + len(self._folders)
-        return taken >= self._request.limit or self._looked_at >= _SCAN_MAX
+        return (
+            taken >= self._request.limit
+            or self._looked_at >= _SCAN_MAX
+            or self._size_bytes >= _PAGE_MAX_BYTES
+        )
 
     def _reply(self, cursor: str) -> c.ReaddirReply:
         return c.ReaddirReply(

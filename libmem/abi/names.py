@@ -12,7 +12,7 @@ from libmem.abi.limits import NAME_MAX_BYTES, SEGMENT_MAX_BYTES
 
 __all__ = ["NameRef", "namespace_of", "parse_name", "parse_namespace", "parse_ref", "parse_subtree"]
 
-_VERSION = re.compile(r"@v([1-9][0-9]{0,9})$")
+_VERSION = re.compile(r"@v([1-9][0-9]{0,9})\Z")
 # The common case in one match: plain segments, no dot segments. Everything else takes the slow
 # road below, which says what is wrong.
 _PLAIN = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9 _.,:+=%~#-]{1,255})+\Z")

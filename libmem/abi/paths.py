@@ -5,6 +5,7 @@ fd.sock        AF_UNIX SEQPACKET, descriptors and liveness
 """
 
 import os
+import socket
 from pathlib import Path
 from typing import Final
 
@@ -28,9 +29,29 @@ def user_runtime_dir() -> Path:
 
 
 def find_runtime_dir() -> Path:
-    """`$MEMOSD_RUNTIME_DIR`, else the user's where its socket exists, else the system's."""
+    """`$MEMOSD_RUNTIME_DIR`, else the user's, else the system's.
+
+    The user's is meant where its socket exists, unless nobody listens there any more (a killed
+    daemon leaves its socket behind) and the system has one.
+    """
     named = os.environ.get("MEMOSD_RUNTIME_DIR")
     if named:
         return Path(named)
     own = user_runtime_dir()
-    return own if (own / CONTROL_SOCKET).exists() else SYSTEM_RUNTIME_DIR
+    if not (own / CONTROL_SOCKET).exists():
+        return SYSTEM_RUNTIME_DIR
+    if not (SYSTEM_RUNTIME_DIR / CONTROL_SOCKET).exists() or _has_listener(own / FD_SOCKET):
+        return own
+    return SYSTEM_RUNTIME_DIR
+
+
+def _has_listener(path: Path) -> bool:
+    """False only when it is certain: a listener that is busy, or refuses this user, is one."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(os.fspath(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:
+            return True
+    return True

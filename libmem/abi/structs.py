@@ -191,7 +191,11 @@ class EventKind(StrEnum):
     HEADER = "header"
     RENAME = "rename"
     UNLINK = "unlink"
+    PRUNE = "prune"
+    """An old version was removed; the cube stays."""
     EXPIRE = "expire"
+    LOSE = "lose"
+    """A cache payload was given up before it was on disk; older versions stay."""
     QUARANTINE = "quarantine"
     NAMESPACE = "namespace"
 

@@ -102,7 +102,8 @@ SYSCALLS: Final[tuple[Syscall, ...]] = (
         "Give the memory of `create_cube` back; nothing is committed.",
     ),
     Syscall(
-        5, "write_cube", c.WriteCube, c.WriteReply, Access.WRITE, _MADE,
+        5, "write_cube", c.WriteCube, c.WriteReply, Access.WRITE,
+        (*_MADE, E.ENOMEM, E.EMFILE),
         "Commit a small payload, carried by value, as the cube's next version.",
         blocks=True, is_mutation=True,
     ),
@@ -130,7 +131,7 @@ SYSCALLS: Final[tuple[Syscall, ...]] = (
         "The versions of a cube, newest first.",
     ),
     Syscall(
-        11, "readdir", c.Readdir, c.ReaddirReply, Access.SESSION, _NAME,
+        11, "readdir", c.Readdir, c.ReaddirReply, Access.SESSION, (*_NAME, E.ECORRUPT),
         "Namespaces under '/', else cubes and folders under a path; only what the caller may read.",
     ),
     Syscall(
@@ -141,7 +142,7 @@ SYSCALLS: Final[tuple[Syscall, ...]] = (
     ),
     Syscall(
         13, "unlink_cube", c.UnlinkCube, c.UnlinkReply, Access.NAMESPACE,
-        (*_NAME, E.EVERSION, E.EBUSY, E.ENOSPC),
+        (*_NAME, E.EVERSION, E.EBUSY, E.ENOSPC, E.ECORRUPT),
         "Remove a cube with all its versions, or with '@vN' one old version.",
         is_mutation=True,
     ),
@@ -225,7 +226,7 @@ SYSCALLS: Final[tuple[Syscall, ...]] = (
         blocks=True,
     ),
     Syscall(
-        29, "log", c.Log, c.LogReply, Access.SESSION, (),
+        29, "log", c.Log, c.LogReply, Access.SESSION, (E.EINVAL,),
         "The kernel's latest decisions over all cubes the caller may read.",
     ),
     Syscall(
@@ -234,8 +235,8 @@ SYSCALLS: Final[tuple[Syscall, ...]] = (
         is_mutation=True,
     ),
     Syscall(
-        31, "batch", c.Batch, c.BatchReply, Access.SESSION, (E.EINVAL, E.EOPNOTSUPP),
-        "Many calls in one message and one durable commit; each succeeds or fails alone.",
+        31, "batch", c.Batch, c.BatchReply, Access.SESSION, (E.EINVAL, E.EOPNOTSUPP, E.ENOSPC),
+        "Many calls in one message and few durable commits; each succeeds or fails alone.",
         blocks=True, is_mutation=True,
     ),
 )  # fmt: skip

@@ -11,9 +11,5 @@ from tests.e2e.daemon import Daemon
 def idle() -> Iterator[Daemon]:
     """A daemon that the test starts itself."""
     daemon = Daemon()
-    try:
-        yield daemon
-    except BaseException:
-        daemon.destroy()
-        raise
+    yield daemon
     daemon.finish()

@@ -12,6 +12,7 @@ import os
 import shlex
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+import libmem
 from memosd.tools.bench.daemon import private_daemon
 from tests.docs.markdown import DOCUMENTS, ROOT, Block, blocks, commands
 
@@ -110,6 +112,15 @@ def test_examples_do_what_is_shown(document: Path, tmp_path: Path) -> None:
                 run_python(block, behind, environment)
             elif block is not None and block.language == "console":
                 run_console(block, environment)
+
+
+@pytest.mark.slow
+def test_the_example_at_the_head_of_libmem_runs(tmp_path: Path) -> None:
+    lines = (libmem.__doc__ or "").splitlines()
+    text = textwrap.dedent("\n".join(line for line in lines if line.startswith("    ")))
+    with world(tmp_path) as environment:
+        shown = Block("text", "output", "The kernel boots.", 0)
+        run_python(Block("python", "", text, 0), shown, environment)
 
 
 def test_the_readme_has_examples() -> None:

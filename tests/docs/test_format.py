@@ -87,6 +87,7 @@ EVENT = LogRow(
     owner_uid=1000,
     owner_gid=1000,
     mode=0o600,
+    namespace=1,
 )
 NOBODY = MemError(Errno.ENOENT, "no such cube", cube=NAME)
 

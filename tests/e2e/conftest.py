@@ -18,10 +18,10 @@ def shared() -> Iterator[Daemon]:
     daemon = Daemon()
     try:
         daemon.start()
-        yield daemon
     except BaseException:
         daemon.destroy()
         raise
+    yield daemon
     daemon.finish()
 
 
@@ -48,11 +48,7 @@ def client(shared: Daemon) -> Iterator[libmem.Client]:
 def idle() -> Iterator[Daemon]:
     """A daemon of the test's own that the test starts itself; without /t."""
     daemon = Daemon()
-    try:
-        yield daemon
-    except BaseException:
-        daemon.destroy()
-        raise
+    yield daemon
     daemon.finish()
 
 

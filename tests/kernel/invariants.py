@@ -92,7 +92,10 @@ def cubes_of(kernel: Kernel) -> Iterator[tuple[bytes, CubeRow, list[VersionRow]]
 
 def _header_bytes(version: VersionRow) -> int:
     header = (version.descriptive, version.attributes)
-    return 0 if header == (Descriptive(), {}) else len(msgspec.msgpack.encode(header))
+    parents_bytes = 24 * len(version.parents)
+    if header == (Descriptive(), {}):
+        return parents_bytes
+    return parents_bytes + len(msgspec.msgpack.encode(header))
 
 
 def usage_of(kernel: Kernel, namespace: int) -> tuple[int, int]:

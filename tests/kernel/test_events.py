@@ -34,7 +34,7 @@ def test_every_change_is_an_event_in_the_order_of_commits(world: World, user: Cl
         ("write", "/n/a"),
         ("header", "/n/a"),
         ("rename", "/n/b"),
-        ("header", "/n/b"),
+        ("prune", "/n/b"),
         ("unlink", "/n/b"),
         ("write", "/n/short"),
         ("expire", "/n/short"),
@@ -265,7 +265,9 @@ def test_all_kinds_of_events_occur_in_these_tests() -> None:
         "header",
         "rename",
         "unlink",
+        "prune",
         "expire",
+        "lose",
         "quarantine",
         "namespace",
     }

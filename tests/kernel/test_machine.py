@@ -330,7 +330,7 @@ class KernelMachine(RuleBasedStateMachine):
         self.compare_all()
         for held in self.model.held:
             self.check_held(held)
-        self.may_lose = self.may_lose and bool(self.world.plan.__dict__["_before"])
+        self.may_lose = self.may_lose and self.world.is_failing
 
     def compare_all(self) -> None:
         for name in [*NAMES, "/b/never"]:
@@ -390,7 +390,7 @@ class KernelMachine(RuleBasedStateMachine):
         for client in self.clients:
             client.die()
         self.world.settle()
-        self.world.plan.__dict__["_before"].clear()
+        self.world.forget_failures()
         for namespace in ("/a", "/b"):
             request = c.SetQuota(namespace=namespace, quota=Quota())
             self.ask(self.world.root, request)

@@ -30,7 +30,7 @@ def absent(request: pytest.FixtureRequest, user: Client) -> bytes:
 
 def fault_job(world: World) -> str:
     """What reads the payload: from a page file, or out of the table."""
-    return "load" if "load" in world.io.names() else "pwrite"
+    return "load" if "load" in world.io.names() else "fill"
 
 
 # -- faults --------------------------------------------------------------------------------------

@@ -235,7 +235,7 @@ def test_a_failing_write_back_loses_the_payload_where_room_is_needed(
     owner.fails(c.StatCube(name="/n/a"), Errno.ENOENT)
     assert owner.stat("/n/b").tiers == ("ram",), "one was enough"
     events = owner.call(c.Watch(since_seq=start)).events
-    assert [(event.kind.value, event.name) for event in events] == [("expire", "/n/a")]
+    assert [(event.kind.value, event.name) for event in events] == [("lose", "/n/a")]
 
 
 def test_only_the_lost_versions_go(small: World, owner: Client) -> None:

@@ -308,6 +308,17 @@ class World:
         self.kernel.parts.table.ledger.begin_answer()
         return Context(self.kernel, client.peer, row, client.session)
 
+    def forget_failures(self) -> None:
+        """Plan no failure any more."""
+        self.plan.__dict__["_before"].clear()
+        if isinstance(self._store, FakeStore):
+            self._store.__dict__["_failures"].clear()
+
+    @property
+    def is_failing(self) -> bool:
+        """Is a page file still to fail?"""
+        return bool(self.plan.__dict__["_before"])
+
     def damage(self, table: str, key: bytes, at: int = -1) -> None:
         """Flip a bit of a stored value, as a bad disk would."""
         value = bytearray(self._store.get(table, key) or b"")

@@ -12,6 +12,7 @@ import msgspec
 from libmem.abi import calls as c
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.limits import READ_MAX_BYTES
+from libmem.abi.names import namespace_of
 from libmem.abi.structs import (
     Behaviour,
     CubeType,
@@ -193,7 +194,11 @@ class FakeKernel:
         return c.EvictReply(freed_bytes=len(self._latest(args.name)[1]))
 
     def _readdir(self, _: FakeSession, args: c.Readdir) -> c.ReaddirReply:
-        names = sorted(name for name in self.cubes if name > args.cursor)
+        if args.path == "/":
+            spaces = sorted({namespace_of(name) for name in self.cubes})
+            return c.ReaddirReply((), (), tuple(self._space(space) for space in spaces))
+        inside = [name for name in self.cubes if name.startswith(args.path + "/")]
+        names = sorted(name for name in inside if name > args.cursor)
         page = names[:2]  # small, so that a listing turns pages
         entries = tuple(self._stat_of(name, 1, *self.cubes[name][-1]) for name in page)
         return c.ReaddirReply(entries, (), next_cursor=page[-1] if len(names) > 2 else "")
@@ -203,7 +208,10 @@ class FakeKernel:
         return c.WatchReply(events=tuple(self.events[since:]), next_seq=len(self.events))
 
     def _make_namespace(self, _: FakeSession, args: c.MakeNamespace) -> NamespaceStat:
-        return NamespaceStat(args.name, 0, 0, args.mode or 0o700, 1, Quota(), Usage())
+        return self._space(args.name, args.mode or 0o700)
+
+    def _space(self, name: str, mode: int = 0o700) -> NamespaceStat:
+        return NamespaceStat(name, 0, 0, mode, 1, Quota(), Usage())
 
     def _info(self, _: FakeSession, args: c.Info) -> c.InfoReply:
         return c.InfoReply(

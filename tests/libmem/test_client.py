@@ -1,8 +1,9 @@
 """Calls of the synchronous client against a daemon that behaves, is slow, or talks nonsense."""
 
+import math
 import threading
 from collections.abc import Callable
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import pytest
 
@@ -340,3 +341,26 @@ def test_options_are_the_requests_fields() -> None:
 
     assert get_type_hints(CubeOptions).keys() == optional(c.WriteCube) == optional(c.CreateCube)
     assert get_type_hints(HeaderGroups).keys() == optional(c.SetHeader)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        c.StatCube("/a/\udcff"),
+        c.UnlinkCube("/a/b", expected_version=1 << 64),
+        c.SetHeader("/a/b", attributes={"mine": object()}),
+    ],
+    ids=["half a character", "a number too large", "a type of one's own"],
+)
+def test_what_cannot_be_sent_is_refused_and_the_client_goes_on(
+    client: libmem.Client, request_: c.Call[Any]
+) -> None:
+    with pytest.raises(MemError, match="cannot be sent") as raised:
+        client.call(request_)
+    assert errno_of(raised) is Errno.EINVAL
+    assert client.info().server == "fake"
+
+
+def test_a_watch_without_end_may_be_asked_for(client: libmem.Client) -> None:
+    client.write("/a/b", "x")
+    assert next(client.watch("/a", since_seq=0, timeout_s=math.inf)).name == "/a/b"

@@ -6,7 +6,8 @@ file of its noun. Entry points: `memctl`, `python -m memosd.tools.memctl`.
 
 import sys
 from collections.abc import Sequence
-from typing import Final
+from importlib.metadata import version
+from typing import Annotated, Final
 
 import typer
 
@@ -34,12 +35,24 @@ for group in (daemon, cubes, payload, recall, residence, namespaces, manual):
     app.add_typer(group.app)
 
 
+def _show_version(is_wanted: bool) -> None:
+    if is_wanted:
+        print(f"memctl {version('memosd')}")
+        raise typer.Exit
+
+
 @app.callback()
 def common(
     context: typer.Context,
     runtime_dir: RuntimeDir = None,
     timeout: Timeout = None,
     json: Json = False,
+    is_version_wanted: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
 ) -> None:
     """See and change the memories that a memosd keeps.
 

@@ -15,17 +15,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Protocol, TypeVar, cast
+from typing import Annotated, Any, Final, Protocol, TypeVar, cast
 
 import typer
 
+import libmem
 from libmem.abi.calls import Call
 from libmem.abi.structs import Value
 from memosd.tools.memctl.files import silence_stdout, translate
 from memosd.tools.memctl.output import Output
-
-if TYPE_CHECKING:
-    from libmem import Client
 
 __all__ = ["BROKEN_PIPE_STATUS", "Connect", "Session", "Settings", "command"]
 
@@ -37,6 +35,7 @@ BROKEN_PIPE_STATUS: Final = 141
 _TIMEOUT_S: Final = 10.0
 _SLOW_TIMEOUT_S: Final = 600.0
 """For calls that move payloads: a disk may need that long for a large one."""
+_TIMEOUT_MAX_S: Final = 86_400.0
 _PANEL: Final = "Common options"
 
 
@@ -45,23 +44,14 @@ class Connect(Protocol):
 
     def __call__(
         self, runtime_dir: Path | None = None, *, timeout_s: float = ..., name: str | None = None
-    ) -> "Client": ...
-
-
-def _connect(
-    runtime_dir: Path | None = None, *, timeout_s: float = _TIMEOUT_S, name: str | None = None
-) -> "Client":
-    # libmem's own dependencies are a third of memctl's start; --help needs none of them.
-    import libmem
-
-    return libmem.connect(runtime_dir, timeout_s=timeout_s, name=name)
+    ) -> libmem.Client: ...
 
 
 @dataclass
 class Settings:
     """What was asked for before and after the command's name; the latter wins."""
 
-    connect: Connect = _connect
+    connect: Connect = libmem.connect
     runtime_dir: Path | None = None
     timeout_s: float | None = None
     is_json: bool = False
@@ -80,13 +70,13 @@ class Session:
         self.out = Output(is_json=settings.is_json)
 
     @cached_property
-    def client(self) -> "Client":
+    def client(self) -> libmem.Client:
         """Errors: ECONNREFUSED when no daemon answers."""
         return self._connected(_TIMEOUT_S)
 
     @cached_property
-    def bulk_client(self) -> "Client":
-        """A second session, for large payloads: more patient, once the first has an answer."""
+    def bulk_client(self) -> libmem.Client:
+        """A second session, for what moves many bytes: more patient than the first."""
         return self._connected(_SLOW_TIMEOUT_S)
 
     def call(self, request: Call[R], *, is_slow: bool = False) -> R:
@@ -99,7 +89,7 @@ class Session:
             if made in self.__dict__:
                 getattr(self, made).close()
 
-    def _connected(self, timeout_s: float) -> "Client":
+    def _connected(self, timeout_s: float) -> libmem.Client:
         settings = self._settings
         return settings.connect(
             settings.runtime_dir, timeout_s=settings.timeout_s or timeout_s, name="memctl"
@@ -127,6 +117,7 @@ Timeout = Annotated[
         "--timeout",
         help="Seconds to wait for each reply (10; 600 where payloads move).",
         min=0.001,
+        max=_TIMEOUT_MAX_S,
         metavar="SECONDS",
         rich_help_panel=_PANEL,
         show_default=False,

@@ -168,15 +168,21 @@ def _entries(session: Session, path: str, is_recursive: bool) -> Iterator[Entry]
 
 
 def _pages(session: Session, path: str, is_recursive: bool) -> Iterator[Entry]:
-    cursor = ""
-    while True:
-        reply = session.call(
-            Readdir(path=path, cursor=cursor, limit=READDIR_MAX, is_recursive=is_recursive)
-        )
-        for space in reply.namespaces:
+    if path == "/":
+        for space in session.client.namespaces():
             yield space
             if is_recursive:
                 yield from _inside(session, space)
+    elif is_recursive:
+        yield from session.client.list(path, is_recursive=True)
+    else:
+        yield from _folder(session, path)
+
+
+def _folder(session: Session, path: str) -> Iterator[Entry]:
+    cursor = ""
+    while True:
+        reply = session.call(Readdir(path=path, cursor=cursor, limit=READDIR_MAX))
         yield from (Folded(name=name.removesuffix("/")) for name in reply.folders)
         yield from reply.entries
         cursor = reply.next_cursor
@@ -187,7 +193,7 @@ def _pages(session: Session, path: str, is_recursive: bool) -> Iterator[Entry]:
 def _inside(session: Session, space: NamespaceStat) -> Iterator[Entry]:
     """All cubes of a namespace; one that may only be entered is passed over with a remark."""
     try:
-        yield from _pages(session, space.name, is_recursive=True)
+        yield from session.client.list(space.name, is_recursive=True)
     except MemError as error:
         if error.errno is not Errno.EACCES:
             raise

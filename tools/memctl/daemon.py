@@ -1,11 +1,10 @@
 """The commands about the daemon itself: status, sync, fsck, shutdown."""
 
-from collections.abc import Iterator
 from typing import Annotated, Final
 
 import typer
 
-from libmem.abi.calls import Fsck, FsckReply, Info, InfoReply, Sync
+from libmem.abi.calls import Info, InfoReply, Sync
 from libmem.abi.errors import Errno
 from libmem.abi.structs import Finding, TierStat
 from memosd.tools.memctl.command import Session, command
@@ -17,8 +16,6 @@ __all__ = ["app"]
 app: Final = typer.Typer(rich_help_panel="Daemon")
 
 _BAR_CELLS: Final = 24
-_FSCK_ROWS: Final = 200
-"""Rows verified per call: long enough to be quick, short enough for a bar that moves."""
 
 Line = list[tuple[str, str]]
 
@@ -106,7 +103,7 @@ def fsck(
     checked = broken = 0
     total = session.call(Info()).cubes
     with counter("verifying", total, is_quiet=session.out.is_json) as advance:
-        for reply in _stretches(session, is_repair):
+        for reply in session.bulk_client.fsck(repair=is_repair):
             checked += reply.checked
             broken += len(reply.findings)
             advance(reply.checked)
@@ -117,17 +114,6 @@ def fsck(
     )
     if broken:
         raise typer.Exit(Errno.ECORRUPT)
-
-
-def _stretches(session: Session, is_repair: bool) -> Iterator[FsckReply]:
-    cursor = ""
-    while True:
-        request = Fsck(cursor=cursor, limit=_FSCK_ROWS, repair=is_repair)
-        reply = session.call(request, is_slow=True)
-        yield reply
-        cursor = reply.next_cursor
-        if not cursor:
-            return
 
 
 def _finding_line(finding: Finding) -> str:

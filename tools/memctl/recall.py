@@ -5,6 +5,7 @@ from typing import Annotated, Final
 import typer
 
 from libmem.abi.calls import Search
+from libmem.abi.index import HIT_END, HIT_START
 from libmem.abi.limits import HITS_MAX
 from libmem.abi.structs import CubeType, Event, Hit
 from memosd.tools.memctl.command import Session, command
@@ -15,10 +16,6 @@ from memosd.tools.memctl.units import local_time, printable
 __all__ = ["app"]
 
 app: Final = typer.Typer(rich_help_panel="Find and follow")
-
-_MARK_ON: Final = "\x02"
-_MARK_OFF: Final = "\x03"
-"""What encloses a matched word in a snippet (libmem.abi.structs.Hit)."""
 
 Under = Annotated[
     str,
@@ -64,8 +61,8 @@ def _show(session: Session, hit: Hit) -> None:
 def _marked(snippet: str) -> list[tuple[str, str]]:
     """The snippet on one line, its matched words with a style."""
     parts = []
-    for piece in " ".join(snippet.split()).split(_MARK_ON):
-        matched, mark, rest = piece.partition(_MARK_OFF)
+    for piece in " ".join(snippet.split()).split(HIT_START):
+        matched, mark, rest = piece.partition(HIT_END)
         if mark:
             parts.append((printable(matched), "bold yellow"))
         parts.append((printable(rest if mark else piece), ""))

@@ -114,7 +114,9 @@ def explain(session: Session, name: Name) -> None:
 @command(app, "log")
 def log(
     session: Session,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="At most so many.")] = 100,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", min=1, max=1000, help="At most so many.")
+    ] = 100,
 ) -> None:
     """Show the kernel's latest decisions over all cubes, newest first."""
     decisions = session.call(Log(limit=limit)).decisions

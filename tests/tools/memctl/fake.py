@@ -13,6 +13,7 @@ from unittest import mock
 
 import pytest
 
+from libmem import Client
 from libmem.abi.calls import Call, HelloReply, Info, Shutdown, WriteReply
 from libmem.abi.errors import MemError
 from libmem.abi.structs import (
@@ -98,6 +99,12 @@ class FakeClient:
     def is_held(self) -> bool:
         """As the pin that `pin` returns would tell."""
         return self.pins > 0
+
+    # Listings turn their pages as libmem does, over `call`.
+    _iterate: Any = Client._iterate
+    namespaces: Any = Client.namespaces
+    list: Any = Client.list
+    fsck: Any = Client.fsck
 
     def read(self, name: str) -> bytes:
         return self.payload

@@ -114,7 +114,7 @@ def test_fsck_fails_when_something_is_broken(memctl: Memctl) -> None:
     outcome = memctl("fsck", "--repair", answers=answers)
     assert outcome.status == Errno.ECORRUPT
     assert outcome.out == "/a/b@v2: page 3 differs (quarantined)\n9 checked, 1 broken\n"
-    assert outcome.client.requests[-1] == Fsck(limit=200, repair=True)
+    assert outcome.client.requests[-1] == Fsck(limit=100, repair=True)
     found, total = memctl("fsck", "--json").lines
     assert found["problem"] == "page 3 differs"
     assert total == {"checked": 9, "broken": 1}

@@ -1,5 +1,7 @@
 """`memctl help` shows the syscall table without a daemon; completion suggests, or is silent."""
 
+from importlib.metadata import version
+
 import pytest
 import typer
 
@@ -8,6 +10,7 @@ from libmem.abi.errors import Errno, MemError
 from libmem.abi.syscalls import COMMON_ERRORS, SYSCALLS, Syscall
 from memosd.tools.memctl.__main__ import app
 from memosd.tools.memctl.completion import complete_cube, complete_namespace
+from memosd.tools.memctl.failure import USAGE_STATUS
 from tests.tools.memctl.fake import Memctl, make_stat
 
 
@@ -73,3 +76,24 @@ def test_names_are_completed_a_folder_at_a_time(memctl: Memctl) -> None:
 def test_without_a_daemon_nothing_is_completed(memctl: Memctl) -> None:
     memctl.refusal = MemError(Errno.ECONNREFUSED, "nobody answers")
     assert complete_cube(context_of(memctl), "/no") == []
+
+
+def test_the_version_needs_no_daemon(memctl: Memctl) -> None:
+    outcome = memctl("--version")
+    assert (outcome.status, outcome.out) == (0, f"memctl {version('memosd')}\n")
+    assert memctl.connections == []
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["log", "-n", "1001"],
+        ["history", "/a/b", "-n", "1001"],
+        ["search", "word", "-k", "1001"],
+        ["--timeout", "inf", "status"],
+        ["put", "-", "/a/b", "--priority", "101"],
+    ],
+)
+def test_a_number_beyond_its_bound_is_a_wrong_command_line(memctl: Memctl, argv: list[str]) -> None:
+    assert memctl(*argv).status == USAGE_STATUS
+    assert memctl.connections == []
