@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["Context", "Dispatch", "Handler", "Peer", "check_table"]
 
 _log = structlog.get_logger("memosd.kernel")
+_IN_FLIGHT_MAX = 256
+"""Calls of one session that wait for something; each keeps its request, and what it read."""
 _HISTORY_MAX_BYTES: Final = 1 << 20
 """Headers may be large: a history ends with the version that exceeds this."""
 
@@ -156,6 +158,8 @@ class Dispatch:
             context.who = identity
         else:
             context = Context(kernel, peer, row, self._session(peer, identity, request.epoch))
+            if row.blocks and context.session.in_flight >= _IN_FLIGHT_MAX:
+                raise MemError(Errno.EAGAIN, f"{_IN_FLIGHT_MAX} calls of this session wait already")
         self.require(context, row)
         return context, self.decode(row, request.args)
 
@@ -185,9 +189,11 @@ class Dispatch:
             raise MemError(Errno.EBADMSG, f"{row.name}: {error}") from None
 
     def _follow(self, context: Context, seq: int, call: Coroutine[Any, None, Value]) -> None:
+        context.session.in_flight += 1
         done = spawn(call)
 
         def finish() -> None:
+            context.session.in_flight -= 1
             outcome: Value | MemError
             try:
                 outcome = done.result()

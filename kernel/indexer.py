@@ -188,7 +188,7 @@ class Indexer:
             if error.errno not in _LOST:
                 raise
             reason = str(error)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             # Whatever a text does to the code that reads it, others' searches go on.
             _log.exception("not indexed", cube=cube_id.hex())
             reason = f"{type(error).__name__}: {error}"

@@ -6,7 +6,6 @@ one fill. After the wait the world is looked at again: an unlink during the fill
 that does not match its digest is quarantined and never served. Kernel thread only.
 """
 
-
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.structs import EventKind
 from memosd.kernel.namespace import Namespace

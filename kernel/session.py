@@ -1,8 +1,8 @@
 """Sessions: a client process, and everything the kernel holds on its behalf.
 
 Opened by `hello` on the control road, bound when the same process shows the token on the fd
-road, ended when that socket closes. All that a session holds is reachable from here, so ending
-it frees everything. Kernel thread only.
+road, ended when that socket closes; ended otherwise, it closes that socket. All that a session
+holds is reachable from here, so ending it frees everything. Kernel thread only.
 """
 
 import itertools
@@ -33,7 +33,9 @@ class Session:
 
     __slots__ = (
         "handles",
+        "hang_up",
         "identity",
+        "in_flight",
         "is_bound",
         "is_ended",
         "number",
@@ -52,6 +54,10 @@ class Session:
         self.handles: dict[int, Handle] = {}
         self.on_end: set[Callable[[], None]] = set()
         """Waits to give up when the session ends."""
+        self.hang_up: Callable[[], None] = _nothing
+        """Close its connection on the fd road, if that is still there."""
+        self.in_flight = 0
+        """Calls of its that wait for something."""
 
     def take(self, number: int, kind: str) -> Handle:
         """Remove and return a handle; the caller releases it. Errors: EBADF."""
@@ -141,3 +147,8 @@ class Sessions:
         session.on_end.clear()
         while session.handles:
             session.handles.popitem()[1].release()
+        session.hang_up()
+
+
+def _nothing() -> None:
+    """A session that is not bound has no connection."""

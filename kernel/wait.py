@@ -122,7 +122,7 @@ def detach(coroutine: Coroutine[Completion[Any], None, T]) -> Completion[T]:
         try:
             done.result()
         except MemError as error:  # the world's doing, not a bug: no traceback
-            _log.warning("background task failed", task=coroutine.__qualname__, error=str(error))
+            _log.warning("background task failed", task=repr(coroutine), error=str(error))
         except BaseException:  # noqa: BLE001
             _log.exception("background task failed", task=repr(coroutine))
 

@@ -51,8 +51,8 @@ def connect(
 ) -> "Client":
     """Open a session with the daemon of a runtime directory (None: the user's, or the system's).
 
-    `timeout_s` is the patience of each call, this one included; `name` is shown to the
-    administrator.
+    `timeout_s` is the patience of each call, this one included; `name` is the program's, as the
+    daemon shall know it.
     Errors: ECONNREFUSED (no daemon there), EACCES, EPERM (an impostor listens), ETIMEDOUT.
     """
     client = Client(new_connection(runtime_dir, name), timeout_s)

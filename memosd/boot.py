@@ -6,7 +6,6 @@ compares what one needs with what the other is.
 
 import fcntl
 import os
-import resource
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Final, NamedTuple
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.paths import FD_SOCKET
 from memosd.config import Config
+from memosd.descriptors import Descriptors, share_out
 from memosd.drivers.plaintext.index import LexicalIndex
 from memosd.drivers.store import LmdbStore
 from memosd.drivers.table import DRIVERS
@@ -30,8 +30,6 @@ from memosd.server import Server
 __all__ = ["Daemon", "boot"]
 
 _NS: Final = 1_000_000_000
-_SPARE_DESCRIPTORS: Final = 256
-"""For the store, the index, sockets being accepted and page files being read."""
 
 
 class SystemClock:
@@ -65,9 +63,9 @@ def boot(config: Config) -> Daemon:
     """Everything up to the point where `run` announces READY.
 
     Errors: EBUSY (another daemon on the same data or sockets), EPROTONOSUPPORT (a store of
-    another format), ECORRUPT, EPERM, EACCES, ENOSPC, EIO.
+    another format), EMFILE (RLIMIT_NOFILE), ECORRUPT, EPERM, EACCES, ENOSPC, EIO.
     """
-    frames = _frames(config)
+    share = share_out(config.limits.sessions)
     data_lock = _lock(config.store.data_dir, "lock", "data")
     runtime_dir = config.listen.runtime_dir
     check_runtime_dir(runtime_dir, config.listen.mode_bits)
@@ -79,12 +77,12 @@ def boot(config: Config) -> Daemon:
     index_io = IoPool(wakeup, 1, "index")
     commit_io = IoPool(wakeup, 1, "commit")
     disk = DiskTier(config.store.data_dir)
-    server = Server(runtime_dir, config.listen.mode_bits, wakeup)
+    server = Server(runtime_dir, config.listen.mode_bits, wakeup, share)
     outside = Outside(
         clock=SystemClock(),
         io=io,
         store=store,
-        ram=RamTier(),
+        ram=RamTier(share.end_of_frames),
         disk=disk,
         drivers={driver.type: driver for driver in DRIVERS},
         lexicon=LexicalIndex(config.store.data_dir / "index.db"),
@@ -92,7 +90,7 @@ def boot(config: Config) -> Daemon:
         commit_io=commit_io,
         gate=server,
     )
-    server.kernel = Kernel(_parameters(config, frames), outside, f"memosd {version('memosd')}")
+    server.kernel = Kernel(_parameters(config, share), outside, f"memosd {version('memosd')}")
     io.run(disk.remove_leftovers)
     server.kernel.start()
     return Daemon(server, (io, index_io, commit_io), wakeup, store, (data_lock, runtime_lock))
@@ -119,15 +117,7 @@ def _lock(directory: Path, name: str, what: str) -> int:
     return lock_fd
 
 
-def _frames(config: Config) -> int:
-    """How many frames may be open: each takes a descriptor, so raise the limit to its ceiling."""
-    _, ceiling = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (ceiling, ceiling))
-    # A session takes two: its connection on the fd road and libzmq's on the control road.
-    return max(16, ceiling - 2 * config.limits.sessions - _SPARE_DESCRIPTORS)
-
-
-def _parameters(config: Config, frames: int) -> Parameters:
+def _parameters(config: Config, share: Descriptors) -> Parameters:
     limits, namespaces, behaviour = config.limits, config.namespaces, config.behaviour
     return Parameters(
         admin_uids=frozenset({0, os.geteuid()}),
@@ -136,12 +126,12 @@ def _parameters(config: Config, frames: int) -> Parameters:
         ram_budget_bytes=config.ram.budget_bytes,
         ram_high=config.ram.high_watermark,
         ram_low=config.ram.low_watermark,
-        ram_frames=frames,
+        ram_frames=share.frames,
         disk_budget_bytes=config.disk.budget_bytes,
         policy=config.ram.policy,
         inline_limit_bytes=config.disk.inline_limit_bytes,
         call_by_value_bytes=limits.call_by_value_bytes,
-        sessions=limits.sessions,
+        sessions=share.sessions,
         sessions_per_uid=limits.sessions_per_uid,
         handles_per_session=limits.handles_per_session,
         pins_per_session=limits.pins_per_session,

@@ -42,6 +42,7 @@ class Connections:
         self._events.setsockopt(zmq.RCVHWM, 1)
         self._events.connect("inproc://connections")
         self.fd = int(self._events.fd)
+        self.read_events()  # ZeroMQ rings only for those who once found nothing
         epoll.register(self.fd, select.EPOLLIN)
 
     def __len__(self) -> int:
@@ -65,9 +66,11 @@ class Connections:
     def _count(self, fd: int) -> None:
         connection = self._borrow(fd)
         if connection is None:
-            return  # closed meanwhile; its end is the next event
+            return
         try:
             self._uids[fd] = credentials_of(connection)[1]
+        except OSError:
+            return  # closed meanwhile, as may happen at any time
         finally:
             connection.detach()
 
@@ -97,8 +100,11 @@ class Connections:
             connection = socket.socket(fileno=fd)
         except OSError:
             return None
-        if connection.family == socket.AF_UNIX and connection.getsockname() == self._path:
-            return connection
+        try:
+            if connection.family == socket.AF_UNIX and connection.getsockname() == self._path:
+                return connection
+        except OSError:
+            pass
         connection.detach()
         return None
 
@@ -113,7 +119,7 @@ def greediest(uids: Mapping[int, int], count: int) -> list[int]:
     let silent connections shut everybody out.
     """
     by_user: dict[int, list[int]] = {}
-    for fd, uid in reversed(uids.items()):
+    for fd, uid in reversed(list(uids.items())):
         by_user.setdefault(uid, []).append(fd)
     return [max(by_user.values(), key=len).pop() for _ in range(min(count, len(uids)))]
 

@@ -1,7 +1,7 @@
 """How the process's descriptors are shared out, so that nothing ever takes the last one.
 
 libzmq ends the process when it cannot accept a connection for want of a descriptor. Invariant:
-frames, sessions and strangers together leave `reserve` free, whatever clients do.
+frames, sessions and strangers together leave `_RESERVE` free, whatever clients do.
 Called by `boot.py`, once.
 """
 
@@ -13,11 +13,11 @@ from memosd.connections import UNREAD_EVENTS
 
 __all__ = ["Descriptors", "share_out"]
 
-_LEAST: Final = 256
+_LEAST: Final = 2048
 _STRANGERS_MAX: Final = 256
 _FILES: Final = 256
 """The store, the index, ZeroMQ's own, page files being read, descriptors on their way."""
-_RESERVE_MAX: Final = UNREAD_EVENTS + _FILES
+_RESERVE: Final = UNREAD_EVENTS + _FILES
 
 
 class Descriptors(NamedTuple):
@@ -29,8 +29,8 @@ class Descriptors(NamedTuple):
     """Connections without a session, on each of the two roads."""
     frames: int
     end_of_frames: int
-    """No frame may have a descriptor of this number or above. The lowest free number is always
-    given out first, so what lies above is for everything else, exactly."""
+    """No frame may have a descriptor of this number or above: frames that are given back count
+    no more before an I/O thread has closed them, and must not pile up into the reserve."""
 
 
 def share_out(sessions: int) -> Descriptors:
@@ -48,9 +48,7 @@ def divide(ceiling: int, sessions: int) -> Descriptors:
     if ceiling < _LEAST:
         message = f"this process may open {ceiling} descriptors (ulimit -Hn); {_LEAST} are needed"
         raise MemError(Errno.EMFILE, message)
-    # Under a low ceiling the reserve is less than libzmq could take before it is stopped: then
-    # the daemon depends on being quicker than a flood. It is, unless a call takes long.
-    left = ceiling - min(_RESERVE_MAX, ceiling // 3)
+    left = ceiling - _RESERVE
     strangers = min(_STRANGERS_MAX, ceiling // 16)
     sessions = min(sessions, (left - 2 * strangers) // 4)
     frames = left - 2 * strangers - 2 * sessions

@@ -3,19 +3,20 @@
 A client connects, shows the token that `hello` gave it and gets an acknowledgement; from then on
 descriptors go out over this connection, tagged with their handle. Who connects is the operating
 system's word (SO_PEERCRED, SO_PEERGROUPS). When the connection closes, for whatever reason, the
-session ends. Nothing here blocks: a client that does not read gets EAGAIN on its own call.
+session ends, and the other way round. Nothing here blocks: a client that does not read gets
+EAGAIN on its own call.
 """
 
 import os
 import select
 import socket
 import struct
-from collections import Counter
 from pathlib import Path
 from typing import Final
 
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.wire import FdTag, encode
+from memosd.connections import credentials_of, greediest
 from memosd.kernel.access import Identity
 from memosd.kernel.kernel import Kernel
 from memosd.kernel.session import Session
@@ -23,20 +24,21 @@ from memosd.kernel.session import Session
 __all__ = ["FdRoad", "check_runtime_dir"]
 
 _SO_PEERGROUPS: Final = 59
-_UCRED: Final = struct.Struct("=iII")
 _TOKEN_MAX_BYTES: Final = 64
 _GROUPS_MAX: Final = 256
 """As many as Python's getsockopt can return; of who is in more, only the primary one counts."""
-_UNBOUND_MAX: Final = 256
-"""Connections that showed no token yet; beyond it the oldest of the greediest user goes."""
+_RETRY_NS: Final = 100_000_000
+"""Without a free descriptor, connections wait in the backlog for as long before the next try."""
 
 
 class FdRoad:
     """The listening socket and all connections."""
 
-    def __init__(self, path: Path, mode: int, epoll: select.epoll) -> None:
+    def __init__(self, path: Path, mode: int, epoll: select.epoll, strangers: int) -> None:
+        """`strangers`: connections without a session; beyond them the greediest user's go."""
         self._path = path
         self._epoll = epoll
+        self._strangers = strangers
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._listener.setblocking(False)
         path.unlink(missing_ok=True)
@@ -66,21 +68,22 @@ class FdRoad:
             connection, _ = self._listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
             return
-        except OSError:  # out of descriptors: the client sees its connection wait
+        except OSError:
+            # Out of descriptors. The listener would stay readable, and the loop never wait.
+            self._epoll.unregister(self._listener.fileno())
+            kernel.parts.timers.after(_RETRY_NS, self._listen_again)
             return
-        if len(self._unbound) >= _UNBOUND_MAX:
-            self._hang_up_on_greediest(kernel)
+        for fd in greediest(self._unbound, len(self._unbound) + 1 - self._strangers):
+            self._close(fd, kernel)
         connection.setblocking(False)
         fd = connection.fileno()
         self._connections[fd] = connection
-        self._unbound[fd] = _credentials_of(connection)[1]
+        self._unbound[fd] = credentials_of(connection)[1]
         self._epoll.register(fd, select.EPOLLIN | select.EPOLLRDHUP)
 
-    def _hang_up_on_greediest(self, kernel: Kernel) -> None:
-        # Turning the newest away instead would let silent connections shut everybody out.
-        greediest = Counter(self._unbound.values()).most_common(1)[0][0]
-        oldest = next(fd for fd, uid in self._unbound.items() if uid == greediest)
-        self._close(oldest, kernel)
+    def _listen_again(self) -> None:
+        if self._listener.fileno() >= 0:  # not closed by the orderly end
+            self._epoll.register(self._listener.fileno(), select.EPOLLIN)
 
     def _read(self, fd: int, kernel: Kernel) -> None:
         try:
@@ -104,6 +107,7 @@ class FdRoad:
         del self._unbound[fd]
         self._sessions[fd] = session
         self._sockets[session.number] = connection
+        session.hang_up = lambda: self._drop(session, kernel)
         try:
             connection.send(encode(FdTag(0, kernel.epoch)))
         except OSError:
@@ -120,6 +124,12 @@ class FdRoad:
             raise MemError(Errno.EAGAIN, "the client does not read its fd socket") from None
         except OSError:
             raise MemError(Errno.ECANCELED, "the client is gone") from None
+
+    def _drop(self, session: Session, kernel: Kernel) -> None:
+        """The session ended, maybe because its connection did."""
+        connection = self._sockets.get(session.number)
+        if connection is not None:
+            self._close(connection.fileno(), kernel)
 
     def _close(self, fd: int, kernel: Kernel) -> None:
         connection = self._connections.pop(fd, None)
@@ -141,20 +151,13 @@ class FdRoad:
 
 
 def _identity_of(connection: socket.socket) -> Identity:
-    pid, uid, gid = _credentials_of(connection)
+    pid, uid, gid = credentials_of(connection)
     try:
         raw = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * _GROUPS_MAX)
     except OSError:
         raw = b""  # too many, or before Linux 4.13: only the primary group counts
     groups = frozenset(struct.unpack(f"{len(raw) // 4}I", raw))
     return Identity(uid=uid, gid=gid, pid=pid, groups=groups)
-
-
-def _credentials_of(connection: socket.socket) -> tuple[int, int, int]:
-    """pid, uid, gid."""
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    pid, uid, gid = _UCRED.unpack(credentials)
-    return pid, uid, gid
 
 
 def check_runtime_dir(directory: Path, socket_mode: int) -> None:

@@ -14,6 +14,7 @@ import structlog
 
 from libmem.abi.paths import CONTROL_SOCKET, FD_SOCKET
 from memosd.controlroad import ControlRoad
+from memosd.descriptors import Descriptors
 from memosd.fdroad import FdRoad
 from memosd.iopool import Wakeup
 from memosd.kernel.kernel import Kernel
@@ -30,12 +31,12 @@ _STOP_GRACE_NS: Final = 30_000_000_000
 class Server:
     """Owns the roads and the loop; `Gate` for the kernel."""
 
-    def __init__(self, runtime_dir: Path, mode: int, wakeup: Wakeup) -> None:
+    def __init__(self, runtime_dir: Path, mode: int, wakeup: Wakeup, share: Descriptors) -> None:
         self._wakeup = wakeup
         self._epoll = select.epoll()
         self._epoll.register(wakeup.fd, select.EPOLLIN)
-        self._control_road = ControlRoad(runtime_dir / CONTROL_SOCKET, mode, self._epoll)
-        self._fd_road = FdRoad(runtime_dir / FD_SOCKET, mode, self._epoll)
+        self._control_road = ControlRoad(runtime_dir / CONTROL_SOCKET, mode, self._epoll, share)
+        self._fd_road = FdRoad(runtime_dir / FD_SOCKET, mode, self._epoll, share.strangers)
         self._is_stopping = False
         self._is_stopped = False
         self._notifier = Notifier()
@@ -83,6 +84,8 @@ class Server:
             for fd, _ in self._epoll.poll(delay_s):
                 if fd == control.fd:
                     control.woken()
+                elif fd == control.connections.fd:
+                    control.count_connections()
                 elif fd == self._wakeup.fd:
                     self._wakeup.deliver()
                 else:

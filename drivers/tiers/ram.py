@@ -54,20 +54,26 @@ class RamTier:
     name: str = "ram"
     is_durable: bool = False
 
-    def __init__(self) -> None:
+    def __init__(self, end_of_descriptors: int | None = None) -> None:
+        """`end_of_descriptors`: frames take none of this number or above; the lowest free number
+        is always given out first, so those above stay for whatever else the process needs."""
+        self._end = end_of_descriptors
         self._frames: dict[PayloadKey, Frame] = {}
         self._numbers = itertools.count(1)
         self._flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | _MFD_NOEXEC_SEAL
 
     def charge_bytes(self, size_bytes: int) -> int:
-        """Whole kernel pages. Holes are charged too: any reader of a mapping fills them."""
-        return -(-size_bytes // _KERNEL_PAGE_BYTES) * _KERNEL_PAGE_BYTES
+        """Whole kernel pages, and never none: an empty frame still takes a descriptor and what
+        the system keeps about it. Holes are charged too: any reader of a mapping fills them."""
+        return max(1, -(-size_bytes // _KERNEL_PAGE_BYTES)) * _KERNEL_PAGE_BYTES
 
     def allocate(self, size_bytes: int) -> RamFrame:
         """Fresh zeroed writable memory that cannot grow. Errors: ENOMEM, EMFILE, EIO."""
         with os_errors("memory for a cube"):
             fd = self._make_memfd()
             try:
+                if self._end is not None and fd >= self._end:
+                    raise MemError(Errno.EMFILE, "no descriptor is left for another frame")
                 os.ftruncate(fd, size_bytes)
                 fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
             except BaseException:

@@ -54,7 +54,7 @@ class HelloReply(Value, frozen=True):
 
 class Hello(Call[HelloReply], frozen=True):
     client: str
-    """Program name, shown to the administrator."""
+    """Program name, 64 characters at most; kept with the session. It grants nothing."""
 
 
 class InfoReply(Value, frozen=True):

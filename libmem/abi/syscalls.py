@@ -54,6 +54,7 @@ COMMON_ERRORS: Final = (
     E.ESTALE,
     E.ESHUTDOWN,
     E.EIO,
+    E.EAGAIN,
     E.ECONNREFUSED,
     E.ECONNRESET,
     E.ETIMEDOUT,
@@ -72,7 +73,7 @@ _MADE = (
     E.EBUSY,
     E.ECORRUPT,
 )
-_FAULT = (*_NAME, E.ENOMEM, E.EDQUOT, E.ECORRUPT, E.EMFILE, E.EAGAIN)
+_FAULT = (*_NAME, E.ENOMEM, E.EDQUOT, E.ECORRUPT, E.EMFILE)
 
 
 SYSCALLS: Final[tuple[Syscall, ...]] = (
@@ -87,7 +88,7 @@ SYSCALLS: Final[tuple[Syscall, ...]] = (
     ),
     Syscall(
         2, "create_cube", c.CreateCube, c.CreateReply, Access.WRITE,
-        (*_MADE, E.ENOMEM, E.EMFILE, E.EAGAIN),
+        (*_MADE, E.ENOMEM, E.EMFILE),
         "Get writable memory of a size to fill in place; `seal_cube` commits it under the name.",
         blocks=True,
     ),
@@ -173,7 +174,7 @@ SYSCALLS: Final[tuple[Syscall, ...]] = (
     ),
     Syscall(
         19, "search", c.Search, c.SearchReply, Access.SESSION,
-        (E.EINVAL, E.ENAMETOOLONG, E.ENOENT, E.EACCES, E.EAGAIN),
+        (E.EINVAL, E.ENAMETOOLONG, E.ENOENT, E.EACCES),
         "Rank plaintext cubes by the query's words (BM25); what is written is found at once.",
         blocks=True,
     ),

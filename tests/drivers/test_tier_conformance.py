@@ -63,8 +63,19 @@ def test_a_payload_comes_back_as_it_was(tier: Tier, memory: Memory, size_bytes: 
     assert list(tier.keys()) == [KEY]
 
 
+@pytest.mark.parametrize("size_bytes", SIZES)
+def test_the_beginning_comes_back_alone(tier: Tier, memory: Memory, size_bytes: int) -> None:
+    content = os.urandom(size_bytes)
+    store(tier, memory, content)
+    for limit_bytes in (0, 1, PAGE_BYTES - 1, PAGE_BYTES, PAGE_BYTES + 1, size_bytes, 1 << 40):
+        start = tier.read(KEY, size_bytes, digest_of(content), limit_bytes)
+        assert start == content[:limit_bytes]
+
+
 def test_nothing_is_there_before_and_after(tier: Tier, memory: Memory) -> None:
     def assert_absent() -> None:
+        with raises(Errno.ENOENT):
+            tier.read(KEY, 5, digest_of(b"words"), 5)
         with raises(Errno.ENOENT):
             load(tier, memory, b"words")
         with raises(Errno.ENOENT):
@@ -104,6 +115,8 @@ def test_another_payload_than_asked_for_is_never_served(tier: Tier, memory: Memo
     ]:
         with raises(Errno.ECORRUPT):
             tier.load(KEY, memory.blank(size_bytes), size_bytes, digest)
+        with raises(Errno.ECORRUPT):
+            tier.read(KEY, size_bytes, digest, 4)
         with raises(Errno.ECORRUPT):
             tier.verify(KEY, size_bytes, digest)
 

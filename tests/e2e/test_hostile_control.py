@@ -15,7 +15,7 @@ from libmem.abi.limits import BATCH_MAX_CALLS, FRAME_MAX_BYTES, READ_MAX_BYTES
 from libmem.abi.syscalls import BY_NAME, SYSCALLS
 from tests.e2e.actor import Actor
 from tests.e2e.daemon import Daemon, eventually
-from tests.e2e.raw import RawPeer
+from tests.e2e.raw import RawPeer, is_hung_up
 
 MIB = 1 << 20
 
@@ -127,6 +127,8 @@ def test_a_second_hello_ends_the_first_session(shared: Daemon, client: libmem.Cl
         assert client.stat("/t/x").pins == 1
         peer.hello()
         assert client.stat("/t/x").pins == 0
+        assert peer.road is not None
+        assert is_hung_up(peer.road)  # or each hello would leave a descriptor behind
         assert peer.errno_of(c.Info()) is Errno.EPROTO
 
 
@@ -209,14 +211,19 @@ def _rss_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
-def test_a_client_that_reads_no_replies_loses_them(shared: Daemon, client: libmem.Client) -> None:
+def test_a_client_that_reads_no_replies_is_hung_up_on(
+    shared: Daemon, client: libmem.Client
+) -> None:
+    """It must learn that replies are lost: of a dropped one it would never know."""
     client.write("/t/large", bytes(READ_MAX_BYTES), type=libmem.CubeType.BLOB)
     before = _rss_bytes(shared.pid)
     with RawPeer(shared.runtime_dir, rcvhwm=1) as peer:
         peer.bind()
         for _ in range(600):
             peer.post(c.ReadCube("/t/large"))
-        eventually(lambda: client.stat("/t/large").behaviour.reads == 600, "all were served")
+        assert peer.road is not None
+        assert is_hung_up(peer.road)
+        assert client.stat("/t/large").behaviour.reads < 600
         assert _rss_bytes(shared.pid) - before < 300 * MIB
         assert client.read("/t/large") == bytes(READ_MAX_BYTES)
     eventually(lambda: _rss_bytes(shared.pid) - before < 100 * MIB, "what was kept is free")

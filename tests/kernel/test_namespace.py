@@ -125,10 +125,10 @@ def test_a_fill_is_not_for_another_namespace_of_that_name(world: World, user: Cl
 
 
 def test_a_namespace_whose_removal_failed_is_as_before(world: World, user: Client) -> None:
-    user.make("/m", ram_bytes=2 * PAGED)
+    user.make("/m", ram_bytes=2 * PAGED + 4 * KIB)
     user.blob("/m/a", bytes(PAGED))
     user.call(c.CreateCube(name="/m/b", size_bytes=PAGED))
-    user.blob("/m/a", b"")
+    user.blob("/m/a", b"small")
     world.store.fail_commit(Errno.EIO)
     calls = [user.start(c.UnlinkCube(name="/m/a")), user.start(c.RemoveNamespace(name="/m"))]
     world.settle()

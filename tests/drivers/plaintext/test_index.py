@@ -1,5 +1,8 @@
 """What the lexical index finds, where it looks and what it shows."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 
 from libmem.abi.errors import Errno
@@ -60,6 +63,25 @@ def test_a_prefix_is_a_subtree(
     assert ids(index, "heron", {1: "/n/a/x/y"}) == ["/n/a/x/y"]
     assert ids(index, "heron", {1: "/n/a%"}) == []
     assert set(ids(index, "heron", {1: "/n"})) == set(names)
+
+
+def test_of_a_subtree_of_long_texts_no_long_list_is_made(
+    index: LexicalIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("memosd.drivers.plaintext.ranking._SMALL_SUBTREE", 20)
+    listed: list[int] = []
+
+    def dumps(passages: list[int]) -> str:
+        listed.append(len(passages))
+        return json.dumps(passages)
+
+    monkeypatch.setattr("memosd.drivers.plaintext.ranking.json", SimpleNamespace(dumps=dumps))
+    long = "heron " * 5000  # 16 passages
+    index.apply(1, [document(n, long, name=f"/n/{n}/x") for n in "ab"], [])
+    assert ids(index, "heron", {1: "/n/a"}) == ["a"]
+    assert listed == [16]
+    assert set(ids(index, "heron", {1: "/n"})) == {"a", "b"}
+    assert listed == [16], "32 passages are too many, though they are of two cubes"
 
 
 def test_a_new_text_replaces_the_old_one(index: LexicalIndex) -> None:

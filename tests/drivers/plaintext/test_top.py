@@ -117,6 +117,36 @@ def test_where_json_is_wrong_is_said(payload: bytes, offset: int) -> None:
     assert refused_at(payload, JSON) == offset
 
 
+def nested(depth: int, inner: bytes = b"1") -> bytes:
+    """JSON of this many arrays and objects, by turns, around `inner`."""
+    opening = b"".join(b'{"a":' if level % 2 else b"[" for level in range(depth))
+    return opening + inner + opening.translate(bytes.maketrans(b"{[", b"}]"), b'"a:')[::-1]
+
+
+@pytest.mark.parametrize("depth", [129, 130, 500, 900, 987, 100_000])
+def test_json_that_is_nested_too_deep_is_refused(depth: int) -> None:
+    """Also what the checking stack could still take, and a deeper one could not."""
+    driver.check_payload(nested(128), JSON, {})
+    assert refused_at(nested(depth), JSON) == 0
+    driver.check_payload(nested(depth), TEXT, {})
+
+
+def test_indexing_goes_on_where_the_stack_ends() -> None:
+    """A payload that was no JSON when it was checked may be called so later."""
+    deep = nested(100_000, b'"heron"')
+    assert driver.index_text(deep, JSON) == deep.decode()
+
+
+def test_json_that_takes_too_long_to_check_is_refused() -> None:
+    largest = b'["' + b" " * (64 * MIB - 4) + b'"]'
+    driver.check_payload(largest, JSON, {})
+    with raises(Errno.EFBIG) as caught:
+        driver.check_payload(largest + b" ", JSON, {})
+    sizes = {"need_bytes": 64 * MIB + 1, "free_bytes": 64 * MIB}
+    assert caught.value.detail == sizes
+    driver.check_payload(largest + b" ", TEXT, {})
+
+
 def test_one_json_value_is_one() -> None:
     with raises(Errno.EILSEQ):
         driver.check_payload(b"{} {}", JSON, {})
@@ -158,6 +188,8 @@ def test_of_a_huge_text_the_beginning_is_indexed() -> None:
     assert set(text) == {"x", "語"}  # the last character is not cut in two
     assert len(text) > 2 * MIB
     huge = b'["' + b"heron " * (2 * MIB) + b'"]'
-    indexed = driver.index_text(huge, JSON)
-    assert indexed is not None
-    assert indexed.startswith('["heron')
+    for start in (huge, huge[: driver.indexed_bytes]):  # the rest makes no difference
+        indexed = driver.index_text(start, JSON)
+        assert indexed is not None
+        assert indexed.startswith('["heron')
+        assert len(indexed) == 8 * MIB

@@ -38,6 +38,8 @@ def call(tier: FaultyTier, memory: Memory, operation: Operation) -> bytes:
         tier.store(KEY, memory.holding(CONTENT), manifest_of(CONTENT))
     elif operation == "load":
         tier.load(KEY, target, len(CONTENT), digest_of(CONTENT))
+    elif operation == "read":
+        return tier.read(KEY, len(CONTENT), digest_of(CONTENT), len(CONTENT))
     elif operation == "verify":
         tier.verify(KEY, len(CONTENT), digest_of(CONTENT))
     else:
@@ -45,7 +47,7 @@ def call(tier: FaultyTier, memory: Memory, operation: Operation) -> bytes:
     return os.pread(target, len(CONTENT), 0)
 
 
-@pytest.mark.parametrize("operation", ["store", "load", "verify", "free"])
+@pytest.mark.parametrize("operation", ["store", "load", "read", "verify", "free"])
 def test_only_the_nth_call_fails(
     tier: FaultyTier, plan: FaultPlan, memory: Memory, operation: Operation
 ) -> None:

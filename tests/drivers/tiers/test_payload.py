@@ -50,6 +50,30 @@ def test_the_page_at_fault_is_named(memory: Memory) -> None:
     payload.check_pages(memory.holding(bytes(content)), manifest)
 
 
+def test_of_the_beginning_every_page_is_checked_as_a_whole(memory: Memory) -> None:
+    content = bytearray(os.urandom(3 * PAGE_BYTES + 7))
+    manifest = manifest_of(bytes(content))
+    limits = {1: 1, PAGE_BYTES: 1, PAGE_BYTES + 1: 2, len(content): 4}
+    for page in range(4):
+        at = min((page + 1) * PAGE_BYTES, len(content)) - 1  # the page's last byte
+        content[at] ^= 0x10
+        fd = memory.holding(bytes(content))
+        for limit_bytes, pages in limits.items():
+            if page >= pages:  # what was not asked for is not looked at
+                assert payload.read_pages(fd, manifest, limit_bytes) == content[:limit_bytes]
+                continue
+            with raises(Errno.ECORRUPT) as caught:
+                payload.read_pages(fd, manifest, limit_bytes)
+            assert caught.value.detail == {"page": page}
+        content[at] ^= 0x10
+
+
+def test_a_beginning_that_ends_early_is_corrupt(memory: Memory) -> None:
+    manifest = manifest_of(bytes(2 * PAGE_BYTES))
+    with raises(Errno.ECORRUPT):
+        payload.read_pages(memory.holding(bytes(PAGE_BYTES + 1)), manifest, PAGE_BYTES + 1)
+
+
 def test_the_digest_alone_is_checked_too(memory: Memory) -> None:
     digest = manifest_of(b"words").digest
     payload.check_digest(memory.holding(b"words"), 5, digest)
