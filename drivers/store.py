@@ -18,11 +18,15 @@ A commit is durable when it returns: data pages, fsync, meta page through O_DSYN
 before the meta page is written leaves no trace.
 
 LMDB checks little of what it maps: a damaged file may end the process. While the store is open, a
-file `<name>.open` lies beside it. Whoever finds it there, or finds the table file shorter than
-its meta page says, sends `probe.py` ahead. A daemon that died of its table therefore says so at
-the next start, instead of dying again. Format: docs/format.md, "The table".
+mark `<name>.open` lies beside it. It says "starting" until `booted`; from then on it is empty, and
+a fatal signal (SIGBUS, SIGSEGV, SIGABRT) writes into it where it struck. Whoever finds a mark that
+says something, or finds the table file shorter than its meta page says, sends `probe.py` ahead. A
+daemon that died of its table therefore says so at the next start, instead of dying again; one that
+was killed while it served, or whose machine stopped, starts without reading everything.
+Format: docs/format.md, "The table".
 """
 
+import faulthandler
 import mmap
 import os
 import signal
@@ -30,7 +34,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import lmdb
 
@@ -47,6 +51,9 @@ _READS_PER_TRIM: Final = 2000
 _KEPT_BYTES: Final = 128 << 20
 """The table's pages in this process's memory, looked at every so many reads: each brings up to
 64 KiB of neighbours along, so the two bound what a busy daemon seems to use."""
+_STARTING: Final = b"starting\n"
+_PROBE_NEWS_S: Final = 5.0
+"""How often whoever waits hears that a probe is still under way."""
 _NEARLY_FULL_BLOCKS: Final = 16
 _FULL: Final = (lmdb.MapFullError, lmdb.DiskError)
 _BROKEN: Final = (
@@ -61,14 +68,23 @@ class LmdbStore:
     """Ordered tables of bytes with atomic, durable commits: the kernel's `Store`.
 
     `path` is the file, `tables` the names of its tables (made where missing), `map_bytes` the
-    most that the file may grow to. Errors at opening: ECORRUPT (not a table file, truncated,
-    damaged), ENOSPC, EIO.
+    most that the file may grow to. All of a file is read first where there is reason for doubt;
+    `on_probe` is then told the reason, at once and every few seconds until it is done.
+    Errors at opening: ECORRUPT (not a table file, truncated, damaged), ENOSPC, EIO.
     """
 
-    def __init__(self, path: Path, tables: tuple[str, ...], map_bytes: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        tables: tuple[str, ...],
+        map_bytes: int,
+        on_probe: Callable[[str], None] = lambda reason: None,
+    ) -> None:
         self._path = path
         self._mark = path.with_name(path.name + ".open")
         self._map_bytes = map_bytes
+        self._on_probe = on_probe
+        self._last_words: BinaryIO | None = None
         self._staged: lmdb.Transaction[bytes] | None = None
         self._used_bytes: int | None = None
         try:
@@ -77,6 +93,7 @@ class LmdbStore:
             else:
                 self._create(tables)
             self._mark.touch(mode=0o600)
+            self._mark.write_bytes(_STARTING)
             self._env = self._open(tables)
             self._tables = {table: self._env.open_db(table.encode()) for table in tables}
         except (lmdb.Error, OSError) as error:
@@ -84,6 +101,16 @@ class LmdbStore:
         self._mapped = MappedFile(path)
         self._reads = 0
         self._read = self._env.begin()
+
+    def booted(self) -> None:
+        """The start is over. From now on a fatal signal of this process goes into the mark, and
+        nothing else sends a probe ahead at the next start. Errors: EIO."""
+        try:
+            self._last_words = self._mark.open("ab", buffering=0)
+            faulthandler.enable(self._last_words)
+            self._last_words.truncate(0)
+        except OSError as error:
+            raise MemError(Errno.EIO, f"{self._mark}: cannot be written: {error}") from error
 
     def get(self, table: str, key: bytes) -> bytes | None:
         """The settled value of `key`, or None. Errors: ECORRUPT, EIO."""
@@ -178,6 +205,9 @@ class LmdbStore:
             self._staged = None
         self._read.abort()
         self._env.close()
+        if self._last_words is not None:
+            faulthandler.disable()
+            self._last_words.close()
         self._mark.unlink(missing_ok=True)
 
     def _apply(self, transaction: "lmdb.Transaction[bytes]", changes: Changes) -> None:
@@ -220,8 +250,11 @@ class LmdbStore:
         size_bytes = self._path.stat().st_size
         if size_bytes < _META_PAGES * mmap.PAGESIZE:
             raise MemError(Errno.ECORRUPT, f"{self._path}: truncated to {size_bytes} bytes")
-        if self._mark.exists():
-            _probe(self._path)
+        last_words = self._mark.read_text(errors="replace") if self._mark.exists() else ""
+        if last_words:
+            is_start = last_words.encode() == _STARTING
+            told = last_words.partition("\n")[0]  # "Fatal Python error: Bus error"
+            self._probe("the last start did not end" if is_start else told)
 
     def _open(self, tables: tuple[str, ...]) -> lmdb.Environment:
         env = self._environment(self._path, tables)
@@ -229,8 +262,11 @@ class LmdbStore:
         # back within one transaction.
         extent_bytes = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
         if self._path.stat().st_size < extent_bytes:
-            _probe(self._path)
+            self._probe("the table file is shorter than it may be")
         return env
+
+    def _probe(self, reason: str) -> None:
+        _probe(self._path, lambda: self._on_probe(reason))
 
     def _environment(self, path: Path, tables: tuple[str, ...]) -> lmdb.Environment:
         return lmdb.open(
@@ -245,18 +281,25 @@ class LmdbStore:
         )
 
 
-def _probe(path: Path) -> None:
+def _probe(path: Path, news: Callable[[], None]) -> None:
     """Read the file in another process first. Errors: ECORRUPT."""
-    probe = subprocess.run(
+    with subprocess.Popen(
         [sys.executable, "-m", "memosd.drivers.probe", str(path)],
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
         errors="replace",
-        check=False,
-    )
+    ) as probe:
+        stderr = None
+        while stderr is None:
+            news()
+            try:
+                _, stderr = probe.communicate(timeout=_PROBE_NEWS_S)
+            except subprocess.TimeoutExpired:
+                continue
     if probe.returncode:
-        said = probe.stderr.strip().rpartition("\n")[2] or "no message"
+        said = stderr.strip().rpartition("\n")[2] or "no message"
         how = f"status {probe.returncode}"
         if probe.returncode < 0:
             how = f"killed by {signal.Signals(-probe.returncode).name}"

@@ -7,6 +7,7 @@ memosd --config /etc/memosd.toml  the system's daemon, as the service unit start
 import argparse
 import signal
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
@@ -20,7 +21,10 @@ __all__ = ["main"]
 
 
 def main() -> int:
-    """Run until SIGTERM or SIGINT. The exit status is the errno of what stopped it from booting."""
+    """Run until SIGTERM, SIGINT or SIGHUP.
+
+    The exit status is the errno of what stopped it from booting.
+    """
     options = _parser().parse_args()
     try:
         config = _config(options)
@@ -34,7 +38,7 @@ def main() -> int:
     except MemError as error:
         print(f"memosd: {error.message}", file=sys.stderr)
         return int(error.errno)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: daemon.server.stop())
     daemon.run()
     return 0
@@ -42,6 +46,7 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="memosd", description=__doc__.splitlines()[0])
+    parser.add_argument("--version", action="version", version=f"memosd {version('memosd')}")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--user", action="store_true", help="your own daemon, in your directories")
     source.add_argument("--config", type=Path, metavar="FILE", help="read FILE")

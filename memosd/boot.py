@@ -25,11 +25,14 @@ from memosd.iopool import IoPool, Wakeup
 from memosd.kernel.kernel import Kernel, Outside
 from memosd.kernel.param import Parameters
 from memosd.kernel.rows import TABLES
+from memosd.notify import Notifier
 from memosd.server import Server
 
 __all__ = ["Daemon", "boot"]
 
 _NS: Final = 1_000_000_000
+_EXTEND_TIMEOUT: Final = "EXTEND_TIMEOUT_USEC=60000000"
+"""Sent anew every few seconds, as long as something is under way."""
 
 
 class SystemClock:
@@ -50,6 +53,7 @@ class Daemon(NamedTuple):
 
     def run(self) -> None:
         """Serve until stopped, then close everything in order."""
+        self.store.booted()
         self.server.run()
         for pool in self.pools:
             pool.close()
@@ -71,7 +75,8 @@ def boot(config: Config) -> Daemon:
     check_runtime_dir(runtime_dir, config.listen.mode_bits)
     # Binding a socket takes it away from whoever listens there, without a word to anybody.
     runtime_lock = _lock(runtime_dir, "memosd.lock", "runtime")
-    store = LmdbStore(config.store.data_dir / "table.mdb", TABLES, config.store.table_map_bytes)
+    table, map_bytes = config.store.data_dir / "table.mdb", config.store.table_map_bytes
+    store = LmdbStore(table, TABLES, map_bytes, _tell_of_probe)
     wakeup = Wakeup()
     io = IoPool(wakeup, config.store.io_threads, "io")
     index_io = IoPool(wakeup, 1, "index")
@@ -94,6 +99,11 @@ def boot(config: Config) -> Daemon:
     io.run(disk.remove_leftovers)
     server.kernel.start()
     return Daemon(server, (io, index_io, commit_io), wakeup, store, (data_lock, runtime_lock))
+
+
+def _tell_of_probe(reason: str) -> None:
+    """Let the service manager wait: a large table takes longer than a start may."""
+    Notifier().send(f"STATUS=reading the whole table: {reason}", _EXTEND_TIMEOUT)
 
 
 def _lock(directory: Path, name: str, what: str) -> int:

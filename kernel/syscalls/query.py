@@ -7,7 +7,7 @@ from typing import Any
 from libmem.abi import calls as c
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.index import IndexHit
-from libmem.abi.limits import HITS_MAX
+from libmem.abi.limits import HITS_MAX, QUERY_MAX_CHARS
 from libmem.abi.names import NameRef, namespace_of, parse_subtree
 from libmem.abi.structs import Finding, Hit
 from memosd.kernel.access import EXECUTE
@@ -19,18 +19,17 @@ from memosd.kernel.rows import CubeRow, decode_row
 __all__ = ["sys_fsck", "sys_search", "sys_watch"]
 
 _CANDIDATES_MAX = 16_384
-_QUERY_MAX_CHARS = 10_000
-"""A question, not a document: words of a query are cut and stemmed on the index's one thread."""
+"""How far down the ranking hits are looked for that the caller may see."""
 
 
 async def sys_search(context: Context, request: c.Search) -> c.SearchReply:
     under = parse_subtree(request.under)
     if not 1 <= request.k <= HITS_MAX:
         raise MemError(Errno.EINVAL, f"k is within 1..{HITS_MAX}")
-    if len(request.query) > _QUERY_MAX_CHARS:
+    if len(request.query) > QUERY_MAX_CHARS:
         raise MemError(
             Errno.EINVAL,
-            f"a query has at most {_QUERY_MAX_CHARS} characters",
+            f"a query has at most {QUERY_MAX_CHARS} characters",
             characters=len(request.query),
         )
     prefixes = _searched(context, under)

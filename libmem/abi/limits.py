@@ -40,6 +40,8 @@ TAGS_MAX: Final = 64
 PARENTS_MAX: Final = 256
 READDIR_MAX: Final = 1000
 HITS_MAX: Final = 1000
+QUERY_MAX_CHARS: Final = 10_000
+"""A search's query: its words are cut and stemmed on the index's one thread."""
 EVENTS_MAX: Final = 1000
 WATCH_MAX_MS: Final = 60_000
 PRIORITY_MAX: Final = 100

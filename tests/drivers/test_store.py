@@ -300,7 +300,7 @@ def test_flipped_bits_kill_nobody_who_is_warned(path: Path) -> None:
         flipped[page * 4096 + generator.randrange(64)] ^= 1 << generator.randrange(8)
         target = path.with_name(f"flip-{number}.mdb")
         target.write_bytes(flipped)
-        target.with_name(target.name + ".open").touch()
+        target.with_name(target.name + ".open").write_text("starting\n")
         damaged.append(str(target))
     read = python(OPEN_AND_READ, *damaged)
     assert read.returncode == 0, (read.returncode, read.stderr)
@@ -314,7 +314,7 @@ def test_rows_that_are_missing_are_noticed_after_a_crash(path: Path) -> None:
     rows = (3000).to_bytes(8, "little")
     assert rows in image  # the table's own count
     path.write_bytes(image.replace(rows, (3001).to_bytes(8, "little")))
-    path.with_name(path.name + ".open").touch()
+    path.with_name(path.name + ".open").write_text("starting\n")
     with raises(Errno.ECORRUPT) as caught:
         opened(path)
     assert "3000 rows of 3001" in caught.value.message
@@ -322,7 +322,7 @@ def test_rows_that_are_missing_are_noticed_after_a_crash(path: Path) -> None:
 
 def test_a_start_after_a_crash_changes_nothing(path: Path) -> None:
     image = filled_image(path)
-    path.with_name(path.name + ".open").touch()
+    path.with_name(path.name + ".open").write_text("starting\n")
     store = opened(path)
     assert store.count("cubes") == 3000
     store.close()

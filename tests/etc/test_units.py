@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from libmem.abi.errors import Errno
 from memosd.config import Config
 
 ROOT = Path(__file__).parents[2]
@@ -106,6 +107,10 @@ def test_the_unit_makes_the_directories_that_the_defaults_name(directives: dict[
 def test_the_unit_has_a_descriptor_for_every_session(directives: dict[str, str]) -> None:
     limits = Config().limits
     assert int(directives["LimitNOFILE"]) > 2 * limits.sessions + limits.handles_per_session
+
+
+def test_a_damaged_table_is_not_read_over_and_over(directives: dict[str, str]) -> None:
+    assert int(directives["RestartPreventExitStatus"]) == Errno.ECORRUPT
 
 
 def test_user_group_and_directories_are_made(tmp_path: Path, directives: dict[str, str]) -> None:

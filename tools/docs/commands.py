@@ -70,7 +70,9 @@ def render_memosd(version: str) -> str:
     _options(page, parser)
     page.text("Without --user and --config it runs as the system's daemon with default settings.")
     page.section("Signals")
-    page.item(["SIGTERM", "SIGINT"], "Answer what is in flight, write back, exit with status 0.")
+    page.item(
+        ["SIGTERM", "SIGINT", "SIGHUP"], "Answer what is in flight, write back, exit with status 0."
+    )
     page.section("Exit status")
     page.text("0 after a signal or `memctl shutdown`; otherwise the number of the error that kept "
               "it from starting, such as 16 (EBUSY) when another memosd serves the same data, 93 "

@@ -1,0 +1,46 @@
+"""The mark beside an open table: which deaths send a probe ahead at the next start."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from memosd.drivers.store import LmdbStore
+from tests.drivers.memory import python
+
+pytestmark = pytest.mark.usefixtures("no_descriptor_is_left")
+
+TABLES = ("meta", "cubes")
+MIB = 1 << 20
+
+DIE = """
+import os, signal, sys
+from pathlib import Path
+from memosd.drivers.store import LmdbStore
+store = LmdbStore(Path(sys.argv[1]), ("meta", "cubes"), 1 << 24)
+if sys.argv[2] != "starting":
+    store.booted()
+os.kill(os.getpid(), int(sys.argv[3]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("state", "number", "reasons"),
+    [
+        ("starting", signal.SIGKILL, ["the last start did not end"]),
+        ("serving", signal.SIGKILL, []),
+        ("serving", signal.SIGBUS, ["Fatal Python error: Bus error"]),
+        ("serving", signal.SIGABRT, ["Fatal Python error: Aborted"]),
+    ],
+)
+def test_all_is_read_again_only_after_a_death_that_the_table_may_have_caused(
+    tmp_path: Path, state: str, number: int, reasons: list[str]
+) -> None:
+    path = tmp_path / "table.mdb"
+    assert python(DIE, str(path), state, str(int(number))).returncode == -number
+    told: list[str] = []
+    LmdbStore(path, TABLES, 16 * MIB, told.append).close()
+    assert told[:1] == reasons
+    told.clear()
+    LmdbStore(path, TABLES, 16 * MIB, told.append).close()
+    assert told == []
