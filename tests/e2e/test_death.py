@@ -79,7 +79,7 @@ def test_a_client_killed_in_a_batch_holds_nothing(shared: Daemon, cube: libmem.C
     program = f"""
 from libmem.abi import calls as c
 from libmem.abi.structs import CubeType
-payload = os.urandom(200_000)
+payload = os.urandom(60_000)
 batch = []
 for n in range(40):
     batch.append(c.WriteCube(f"/t/written{{n}}", payload, CubeType.BLOB))

@@ -3,7 +3,9 @@
 import fcntl
 import os
 import signal
+import subprocess
 import threading
+from importlib.metadata import version
 from pathlib import Path
 
 import lmdb
@@ -15,7 +17,7 @@ from libmem.abi.errors import Errno, MemError
 from libmem.abi.paths import CONTROL_SOCKET, FD_SOCKET
 from libmem.abi.syscalls import BY_NAME
 from libmem.abi.wire import decode_reply, decode_result
-from tests.e2e.daemon import PATIENCE_S, Daemon, eventually
+from tests.e2e.daemon import PATIENCE_S, ROOT, Daemon, eventually
 from tests.e2e.raw import RawPeer
 
 MIB = 1 << 20
@@ -29,6 +31,13 @@ def _refusal(daemon: Daemon, *errnos: Errno) -> str:
     assert len(lines) == 1, words
     assert lines[0].startswith("memosd: ")
     return lines[0]
+
+
+def test_it_tells_its_version(idle: Daemon) -> None:
+    told = subprocess.run(
+        [*idle.command(), "--version"], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert told.stdout == f"memosd {version('memosd')}\n"
 
 
 # -- the service manager ---------------------------------------------------------------------------
@@ -48,6 +57,18 @@ def test_the_service_manager_is_kept_informed(idle: Daemon) -> None:
     assert idle.wait_for_end() == 0
 
 
+def test_only_a_death_of_its_table_makes_the_next_start_long(daemon: Daemon) -> None:
+    daemon.restart()
+    assert not any(line.startswith("EXTEND_TIMEOUT_USEC") for line in daemon.notifications)
+    os.kill(daemon.pid, signal.SIGBUS)
+    assert daemon.wait_for_end() == -signal.SIGBUS
+    daemon.start()
+    assert any(line.startswith("EXTEND_TIMEOUT_USEC") for line in daemon.notifications)
+    assert any("Fatal Python error: Bus error" in line for line in daemon.notifications)
+    daemon.restart()
+    assert not any(line.startswith("EXTEND_TIMEOUT_USEC") for line in daemon.notifications)
+
+
 def test_a_watchdog_of_another_process_is_not_ours(idle: Daemon) -> None:
     idle.environment = {"WATCHDOG_USEC": "20000", "WATCHDOG_PID": "1"}
     idle.start()
@@ -58,7 +79,7 @@ def test_a_watchdog_of_another_process_is_not_ours(idle: Daemon) -> None:
     assert "WATCHDOG=1" not in idle.notifications
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_it_well_and_the_sockets_are_gone(
     number: signal.Signals, daemon: Daemon
 ) -> None:

@@ -255,6 +255,30 @@ def test_a_client_that_does_not_read_its_descriptors_is_told_and_holds_nothing(
     user.call(c.MmapCube(name="/n/a"))
 
 
+def test_the_calls_of_a_session_that_wait_have_a_limit(world: World, user: Client) -> None:
+    user.blob("/n/a", bytes(SIZE))
+    user.call(c.Evict(name="/n/a"))
+    waiting = [user.start(c.ReadCube(name="/n/a")) for _ in range(256)]
+    refused = user.start(c.ReadCube(name="/n/a"))
+    assert "256 calls" in refused.failure(Errno.EAGAIN).message
+    assert user.start(c.Info()).result().sessions == 2  # what does not wait is let in
+    other = world.client(USER).start(c.StatNamespace(name="/n"))
+    assert other.is_answered
+    world.settle()
+    assert {pending.errno() for pending in waiting} == {0}
+    assert user.read("/n/a") == bytes(SIZE)
+
+
+def test_the_end_of_a_session_hangs_up(world: World, user: Client) -> None:
+    hung_up: list[int] = []
+    session = user.session
+    session.hang_up = lambda: hung_up.append(session.number)
+    user.hello()  # the same connection starts over
+    assert hung_up == [session.number]
+    world.kernel.gone(session)
+    assert hung_up == [session.number]
+
+
 def test_the_orderly_end_waits_for_what_is_under_way(world: World, user: Client) -> None:
     handle = user.call(c.CreateCube(name="/n/a", size_bytes=SIZE)).handle
     user.blob("/n/dirty", bytes(SIZE), durability="cache")
