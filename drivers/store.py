@@ -92,8 +92,7 @@ class LmdbStore:
                 self._check_file()
             else:
                 self._create(tables)
-            self._mark.touch(mode=0o600)
-            self._mark.write_bytes(_STARTING)
+            self._leave_mark()
             self._env = self._open(tables)
             self._tables = {table: self._env.open_db(table.encode()) for table in tables}
         except (lmdb.Error, OSError) as error:
@@ -101,6 +100,15 @@ class LmdbStore:
         self._mapped = MappedFile(path)
         self._reads = 0
         self._read = self._env.begin()
+
+    def _leave_mark(self) -> None:
+        self._mark.touch(mode=0o600)
+        try:
+            self._mark.write_bytes(_STARTING)
+        except OSError as error:
+            # A full disk is no reason not to serve what is on it.
+            if error.errno != Errno.ENOSPC:
+                raise
 
     def booted(self) -> None:
         """The start is over. From now on a fatal signal of this process goes into the mark, and

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from memosd.drivers.store import LmdbStore
-from tests.drivers.memory import python
+from tests.drivers.memory import in_tiny_file_system, python
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_is_left")
 
@@ -44,3 +44,24 @@ def test_all_is_read_again_only_after_a_death_that_the_table_may_have_caused(
     told.clear()
     LmdbStore(path, TABLES, 16 * MIB, told.append).close()
     assert told == []
+
+
+def test_a_disk_too_full_for_a_mark_is_no_obstacle() -> None:
+    filled = in_tiny_file_system(
+        """
+from pathlib import Path
+from memosd.drivers.store import LmdbStore
+LmdbStore(Path("/mnt/table.mdb"), ("cubes",), 1 << 24).close()
+Path("/mnt/table.mdb.open").touch()
+try:
+    Path("/mnt/ballast").write_bytes(bytes(1 << 20))
+except OSError:
+    pass
+store = LmdbStore(Path("/mnt/table.mdb"), ("cubes",), 1 << 24)
+store.booted()
+print(store.count("cubes"))
+store.close()
+""",
+        MIB,
+    )
+    assert (filled.stdout, filled.returncode) == ("0\n", 0), filled.stderr

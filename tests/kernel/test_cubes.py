@@ -28,6 +28,7 @@ from libmem.abi.structs import (
 )
 from tests.kernel.conftest import MakeWorld
 from tests.kernel.fakes import SECOND_NS
+from tests.kernel.invariants import check_at_rest
 from tests.kernel.world import KIB, ROOT, USER, Client, World
 
 PAGED = 4 * KIB
@@ -524,6 +525,16 @@ def test_expiry_follows_the_header(world: World, user: Client) -> None:
     assert user.read("/n/a") == b"x"
     user.fails(c.StatCube(name="/n/c"), Errno.ENOENT)
     assert user.usage("/n").usage.cubes == 1
+
+
+def test_an_expiry_that_is_put_off_leaves_no_trace(world: World, user: Client) -> None:
+    now = world.clock.wall_ns()
+    user.write("/n/a", b"x", governance=Governance(expires_ns=now + SECOND_NS))
+    user.call(c.SetHeader(name="/n/a", governance=Governance(expires_ns=now + 9 * SECOND_NS)))
+    user.write("/n/a", b"y", governance=Governance(expires_ns=now + 5 * SECOND_NS))
+    check_at_rest(world.kernel, world.ram, world.disk)
+    world.clock.advance(4 * SECOND_NS)
+    assert user.read("/n/a") == b"y"
 
 
 def test_many_cubes_expire_together(world: World, user: Client) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from libmem.abi import calls as c
-from libmem.abi.errors import Errno
+from libmem.abi.errors import Errno, MemError
 from libmem.abi.structs import Advice, CubeType, TierName
+from memosd.drivers.tiers.ram import RamFrame
 from memosd.kernel.session import Session
 from tests.kernel.conftest import MakeWorld
 from tests.kernel.world import KIB, Client, World, batch_of
@@ -324,6 +325,22 @@ def test_a_namespace_over_its_ram_quota_says_what_it_needs(world: World, user: C
     error = user.fails(c.MmapCube(name="/q/a"), Errno.EDQUOT)
     assert error.detail == {"need_bytes": PAGED, "free_bytes": 0}
     user.call(c.MmapCube(name="/n/beside"))
+
+
+def test_where_no_frame_can_be_made_nothing_stays_charged(
+    world: World, user: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def allocate(size_bytes: int) -> RamFrame:
+        raise MemError(Errno.EMFILE, "out of descriptors")
+
+    user.blob("/n/a", bytes(PAGED))
+    user.call(c.Evict(name="/n/a"))
+    with monkeypatch.context() as patch:
+        patch.setattr(world.ram, "allocate", allocate)
+        user.fails(c.MmapCube(name="/n/a"), Errno.EMFILE)
+        user.fails(c.CreateCube(name="/n/b", size_bytes=PAGED), Errno.EMFILE)
+    assert world.kernel.parts.residents.account.used_bytes == 0
+    assert user.mapped("/n/a") == bytes(PAGED)
 
 
 def test_frames_are_limited_as_descriptors_are(make_world: MakeWorld) -> None:
