@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from tests.kernel.world import Client, World
+from libmem.abi import calls as c
+from tests.kernel.world import PAGED, Client, World
 
 __all__ = ["MakeWorld"]
 
@@ -60,3 +61,27 @@ def user(world: World) -> Client:
     client = world.client()
     client.make("/n")
     return client
+
+
+@pytest.fixture
+def small(make_world: MakeWorld) -> World:
+    """RAM for four payloads."""
+    world = make_world(ram_budget_bytes=4 * PAGED)
+    world.client().make("/n")
+    return world
+
+
+@pytest.fixture
+def owner(small: World) -> Client:
+    """Of `/n` in that world."""
+    return small.client()
+
+
+@pytest.fixture(params=[100, PAGED], ids=["inline", "paged"])
+def absent(request: pytest.FixtureRequest, user: Client) -> bytes:
+    """The payload of `/n/a`, which is not in RAM."""
+    payload = os.urandom(request.param)
+    user.blob("/n/a", payload)
+    user.call(c.Evict(name="/n/a"))
+    assert user.stat("/n/a").tiers == ("disk",)
+    return payload

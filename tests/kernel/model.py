@@ -1,10 +1,43 @@
 """What the whole kernel is compared with: cubes in a dict, and who holds which payload."""
 
+import os
 from dataclasses import dataclass, field
 
-from tests.kernel.world import Client
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
 
-__all__ = ["Filling", "Held", "Model", "ModelCube", "Payload"]
+from libmem.abi.errors import Errno
+from libmem.abi.structs import Durability
+from memosd.kernel.kernel import Kernel
+from tests.kernel.world import KIB, Client
+
+__all__ = [
+    "NAMES",
+    "NO_ROOM",
+    "PAGE_KIB",
+    "SETTINGS",
+    "Filling",
+    "Held",
+    "Model",
+    "ModelCube",
+    "Payload",
+    "check_held",
+    "clients",
+    "durabilities",
+    "expectations",
+    "names",
+    "sizes",
+]
+
+NAMES = ["/a/1", "/a/2", "/a/f/3", "/b/1", "/b/2"]
+NO_ROOM = frozenset({Errno.ENOMEM, Errno.EDQUOT, Errno.ENOSPC})
+PAGE_KIB = 4
+
+names = st.sampled_from(NAMES)
+sizes = st.sampled_from([1, 300, 1 * KIB, 1 * KIB + 1, 5 * KIB, 9 * KIB])
+durabilities = st.sampled_from([Durability.DURABLE, Durability.DURABLE, Durability.CACHE])
+expectations = st.sampled_from(["any", "any", "right", "wrong"])
+clients = st.integers(0, 1)
 
 
 @dataclass(eq=False)
@@ -95,3 +128,20 @@ class Model:
         """It died."""
         self.held = [held for held in self.held if held.client is not client]
         self.fills = [filling for filling in self.fills if filling.client is not client]
+
+
+def check_held(kernel: Kernel, held: Held) -> None:
+    """What a session holds is in RAM; what it has mapped has not changed."""
+    resident = held.client.session.handles[held.handle].subject
+    assert resident in list(kernel.parts.residents)
+    if held.kind == "map":
+        fd = held.client.fd_of(held.handle)
+        assert os.pread(fd, len(held.payload.content) + 1, 0) == held.payload.content
+
+
+SETTINGS = settings(
+    max_examples=60,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)

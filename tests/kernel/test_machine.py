@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -19,18 +18,23 @@ from libmem.abi import calls as c
 from libmem.abi.errors import Errno
 from libmem.abi.structs import Advice, CubeType, Durability, Quota, Stat, TierName, Usage
 from tests.kernel.invariants import check_at_rest
-from tests.kernel.model import Filling, Held, Model, Payload
+from tests.kernel.model import (
+    NAMES,
+    NO_ROOM,
+    PAGE_KIB,
+    SETTINGS,
+    Filling,
+    Held,
+    Model,
+    Payload,
+    check_held,
+    clients,
+    durabilities,
+    expectations,
+    names,
+    sizes,
+)
 from tests.kernel.world import KIB, Client, World
-
-NAMES = ["/a/1", "/a/2", "/a/f/3", "/b/1", "/b/2"]
-NO_ROOM = frozenset({Errno.ENOMEM, Errno.EDQUOT, Errno.ENOSPC})
-PAGE_KIB = 4
-
-names = st.sampled_from(NAMES)
-sizes = st.sampled_from([1, 300, 1 * KIB, 1 * KIB + 1, 5 * KIB, 9 * KIB])
-durabilities = st.sampled_from([Durability.DURABLE, Durability.DURABLE, Durability.CACHE])
-expectations = st.sampled_from(["any", "any", "right", "wrong"])
-clients = st.integers(0, 1)
 
 
 class KernelMachine(RuleBasedStateMachine):
@@ -329,14 +333,14 @@ class KernelMachine(RuleBasedStateMachine):
         check_at_rest(self.world.kernel, self.world.ram, self.world.disk)
         self.compare_all()
         for held in self.model.held:
-            self.check_held(held)
+            check_held(self.world.kernel, held)
         self.may_lose = self.may_lose and self.world.is_failing
 
     def compare_all(self) -> None:
         for name in [*NAMES, "/b/never"]:
-            self.compare(name)
+            self._compare(name)
 
-    def compare(self, name: str) -> None:
+    def _compare(self, name: str) -> None:
         history = {stat.version: stat for stat in self.history(name)}
         cube = self.model.cubes.get(name)
         if cube is None:
@@ -351,16 +355,8 @@ class KernelMachine(RuleBasedStateMachine):
         for version, (payload, attributes) in cube.versions.items():
             stat = history[version]
             assert (stat.id, stat.attributes) == (cube.id, attributes)
-            assert stat.size_bytes == len(payload.content)
-            assert stat.latest_version == cube.current
+            assert (stat.size_bytes, stat.latest_version) == (len(payload.content), cube.current)
             payload.is_volatile &= "disk" not in stat.tiers
-
-    def check_held(self, held: Held) -> None:
-        resident = held.client.session.handles[held.handle].subject
-        assert resident in list(self.world.kernel.parts.residents)
-        if held.kind == "map":
-            fd = held.client.fd_of(held.handle)
-            assert os.pread(fd, len(held.payload.content) + 1, 0) == held.payload.content
 
     @rule(name=names, version=st.integers(1, 6))
     def read(self, name: str, version: int) -> None:
@@ -375,8 +371,7 @@ class KernelMachine(RuleBasedStateMachine):
     def read_all(self) -> None:
         for name, cube in self.model.cubes.items():
             for version, (payload, _) in cube.versions.items():
-                _, reply = self.ask(self.world.root, c.ReadCube(name=f"{name}@v{version}"))
-                assert reply.payload == payload.content
+                assert self.world.root.read(f"{name}@v{version}") == payload.content
 
     def teardown(self) -> None:
         if self.clients:
@@ -392,8 +387,7 @@ class KernelMachine(RuleBasedStateMachine):
         self.world.settle()
         self.world.forget_failures()
         for namespace in ("/a", "/b"):
-            request = c.SetQuota(namespace=namespace, quota=Quota())
-            self.ask(self.world.root, request)
+            self.ask(self.world.root, c.SetQuota(namespace=namespace, quota=Quota()))
         self.compare_all()
         self.read_all()
         for name in list(self.model.cubes):
@@ -403,9 +397,4 @@ class KernelMachine(RuleBasedStateMachine):
 
 
 TestKernel = KernelMachine.TestCase
-TestKernel.settings = settings(
-    max_examples=60,
-    stateful_step_count=40,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+TestKernel.settings = SETTINGS

@@ -15,7 +15,7 @@ import pytest
 
 from libmem.abi import calls as c
 from libmem.abi.errors import Errno, MemError
-from libmem.abi.structs import CubeType, NamespaceStat, Quota, Stat, Value
+from libmem.abi.structs import CubeType, Durability, NamespaceStat, Quota, Stat, Value
 from libmem.abi.syscalls import BY_REQUEST, COMMON_ERRORS, Syscall
 from libmem.abi.wire import decode_reply, decode_result, encode, encode_request
 from memosd.drivers.fake_store import FakeStore
@@ -34,12 +34,27 @@ from memosd.kernel.rows import TABLES
 from memosd.kernel.session import Session
 from memosd.kernel.wait import Completion, detach
 from tests.kernel.fakes import FakeClock, FakeGate, FakeIndex, FakeIo, FakePeer
-from tests.kernel.invariants import CountedRam, check_at_rest
+from tests.kernel.invariants import ROW_BYTES, CountedRam, check_at_rest
 
-__all__ = ["KIB", "ROOT", "USER", "Client", "Pending", "World", "batch_of", "parameters"]
+__all__ = [
+    "KIB",
+    "ROOT",
+    "USER",
+    "Client",
+    "Pending",
+    "World",
+    "batch_of",
+    "parameters",
+    "PAGED",
+    "cache",
+    "charge_of",
+    "in_ram",
+]
 
 R = TypeVar("R", bound=Value)
 KIB = 1024
+PAGED = 8 * KIB
+"""Beyond the inline limit of these tests."""
 ROOT = 0
 USER = 1000
 MAP_BYTES = 64 << 20
@@ -357,3 +372,20 @@ class World:
         for key in list(self.disk.keys()):
             self.disk.free(key)
         self._store.close()
+
+
+def charge_of(world: World, size_bytes: int) -> int:
+    """What a version with a payload of its own costs on disk, with a plain header."""
+    if size_bytes > world.parameters.inline_limit_bytes:
+        size_bytes = world.disk.charge_bytes(size_bytes)
+    return ROW_BYTES + size_bytes
+
+
+def cache(user: Client, name: str, payload: bytes = bytes(PAGED)) -> None:
+    """A payload that is in RAM only, for now."""
+    user.blob(name, payload, durability=Durability.CACHE)
+
+
+def in_ram(user: Client, names: str) -> str:
+    """Which of `/n/a`, `/n/b`, ... are in RAM."""
+    return "".join(n for n in names if "ram" in user.stat(f"/n/{n}").tiers)

@@ -109,7 +109,12 @@ def test_replies_that_get_through_late_are_no_longer_counted(
     peer = peer_of(road, "slow", 1)
     late(peer, 4)
     sent: list[bytes] = []
-    monkeypatch.setattr(road, "send", lambda routing_id, frame: not sent.append(frame))
+
+    def send(_routing_id: bytes, frame: bytes) -> bool:
+        sent.append(frame)
+        return True
+
+    monkeypatch.setattr(road, "send", send)
     late(peer, 1)
     assert len(sent) == 5
     assert (peer.late_bytes, road._slow, dict(road._late_by_user)) == (0, set(), {})
