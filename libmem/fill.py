@@ -95,7 +95,8 @@ class FillMemory:
     def sealing(self, size_bytes: int | None = None) -> Steps[WriteReply]:
         """Take the memory away and commit it. Errors: EBUSY (views alive), EBADF, the kernel's.
 
-        After an error the fill is as it was, to be sealed again or aborted.
+        After EBUSY and EINVAL the fill is as it was, to be sealed again or aborted. After any
+        other error of the kernel the memory is given back, and sealing again is EBADF.
         """
         self._require_open()
         self._unmap()
