@@ -26,7 +26,7 @@ from memosd.kernel.session import Session
 
 __all__ = ["ControlRoad"]
 
-_MESSAGES_PER_TURN: Final = 16
+_MESSAGES_PER_TURN: Final = 256
 """Served before the loop looks at other descriptors, timers and the commit again."""
 _STRANGERS_MAX: Final = 4096
 _LATE_PEER_BYTES: Final = 64 << 20
