@@ -235,9 +235,7 @@ def test_only_the_administrator_may_call_what_is_his(world: World, user: Client)
     assert world.gate.is_stopped
 
 
-def test_nothing_but_info_is_told_to_whoever_asks_while_stopping(
-    world: World, user: Client
-) -> None:
+def test_calls_that_come_after_the_end_began_are_refused(world: World, user: Client) -> None:
     world.stop()
     user.fails(c.StatCube(name="/n/a"), Errno.ESHUTDOWN)
     user.fails(c.Hello(client="late"), Errno.ESHUTDOWN)

@@ -43,12 +43,13 @@ class KernelMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self._fds = set(os.listdir("/proc/self/fd"))
-        self.world = World(
-            Path("unused"), ram_budget_bytes=48 * KIB, disk_budget_bytes=256 * KIB, ram_high=0.9
-        )
+        self.world = self.make_world()
         self.model = Model()
         self.clients: list[Client] = []
         self.may_lose = False
+
+    def make_world(self) -> World:
+        return World(Path("unused"), **BUDGETS)
 
     @initialize()
     def set_up(self) -> None:
@@ -71,10 +72,6 @@ class KernelMachine(RuleBasedStateMachine):
         assert error.errno in allowed, f"{request}: {error}"
         return error.errno, None
 
-    def must(self, client: Client, request: c.Call[Any], errno: Errno) -> None:
-        """It fails so."""
-        client.fails(request, errno)
-
     def disk_errors(self) -> frozenset[Errno]:
         """What a write-back may fail with just now."""
         return frozenset({Errno.EIO}) if self.may_lose else frozenset()
@@ -96,7 +93,7 @@ class KernelMachine(RuleBasedStateMachine):
             expected_version=self.expected(name, expectation),
         )  # fmt: skip
         if expectation == "wrong":
-            self.must(self.clients[who], request, Errno.EVERSION)
+            self.clients[who].fails(request, Errno.EVERSION)
             return
         errno, reply = self.ask(self.clients[who], request, NO_ROOM | self.disk_errors())
         if errno is None:
@@ -116,7 +113,7 @@ class KernelMachine(RuleBasedStateMachine):
             name=name, size_bytes=size, durability=durability, expected_version=expected
         )
         if expectation == "wrong":
-            self.must(client, request, Errno.EVERSION)
+            client.fails(request, Errno.EVERSION)
             return
         errno, reply = self.ask(client, request, NO_ROOM)
         if errno is None:
@@ -130,7 +127,7 @@ class KernelMachine(RuleBasedStateMachine):
         self.model.fills.remove(filling)
         request = c.SealCube(handle=filling.handle)
         if filling.expected not in (None, self.model.version(filling.name)):
-            self.must(filling.client, request, Errno.EVERSION)
+            filling.client.fails(request, Errno.EVERSION)
             return
         errno, reply = self.ask(filling.client, request, NO_ROOM | self.disk_errors())
         if errno is None:
@@ -148,7 +145,7 @@ class KernelMachine(RuleBasedStateMachine):
     def set_header(self, who: int, name: str, value: int) -> None:
         request = c.SetHeader(name=name, attributes={"k": value})
         if name not in self.model.cubes:
-            self.must(self.clients[who], request, Errno.ENOENT)
+            self.clients[who].fails(request, Errno.ENOENT)
             return
         errno, reply = self.ask(self.clients[who], request, NO_ROOM)
         if errno is None:
@@ -160,9 +157,9 @@ class KernelMachine(RuleBasedStateMachine):
     def rename(self, who: int, name: str, new_name: str) -> None:
         request = c.RenameCube(name=name, new_name=new_name)
         if name not in self.model.cubes:
-            self.must(self.clients[who], request, Errno.ENOENT)
+            self.clients[who].fails(request, Errno.ENOENT)
         elif new_name in self.model.cubes:
-            self.must(self.clients[who], request, Errno.EEXIST)
+            self.clients[who].fails(request, Errno.EEXIST)
         elif self.ask(self.clients[who], request, {Errno.EDQUOT})[0] is None:
             self.model.cubes[new_name] = self.model.cubes.pop(name)
 
@@ -170,7 +167,7 @@ class KernelMachine(RuleBasedStateMachine):
     def unlink(self, who: int, name: str) -> None:
         request = c.UnlinkCube(name=name)
         if name not in self.model.cubes:
-            self.must(self.clients[who], request, Errno.ENOENT)
+            self.clients[who].fails(request, Errno.ENOENT)
             return
         _, reply = self.ask(self.clients[who], request)
         assert reply.versions == len(self.model.cubes.pop(name).versions)
@@ -180,9 +177,9 @@ class KernelMachine(RuleBasedStateMachine):
         request = c.UnlinkCube(name=f"{name}@v{version}")
         cube = self.model.cubes.get(name)
         if cube is None or version not in cube.versions:
-            self.must(self.clients[who], request, Errno.ENOENT)
+            self.clients[who].fails(request, Errno.ENOENT)
         elif version == cube.current:
-            self.must(self.clients[who], request, Errno.EBUSY)
+            self.clients[who].fails(request, Errno.EBUSY)
         else:
             self.ask(self.clients[who], request)
             del cube.versions[version]
@@ -196,7 +193,7 @@ class KernelMachine(RuleBasedStateMachine):
         request: c.Call[Any] = c.MmapCube(name=ref) if kind == "map" else c.PinCube(name=ref)
         cube = self.model.cubes.get(name)
         if cube is None or (ref != name and version not in cube.versions):
-            self.must(self.clients[who], request, Errno.ENOENT)
+            self.clients[who].fails(request, Errno.ENOENT)
             return
         errno, reply = self.ask(self.clients[who], request, NO_ROOM)
         if errno is None:
@@ -221,11 +218,11 @@ class KernelMachine(RuleBasedStateMachine):
             request = c.MigrateCube(name=name, tier=TierName(tier))
         cube = self.model.cubes.get(name)
         if cube is None:
-            self.must(self.clients[0], request, Errno.ENOENT)
+            self.clients[0].fails(request, Errno.ENOENT)
         elif tier == TierName.RAM:
             self.ask(self.clients[0], request, NO_ROOM)
         elif self.model.is_held(cube.versions[cube.current][0]):
-            self.must(self.clients[0], request, Errno.EBUSY)
+            self.clients[0].fails(request, Errno.EBUSY)
         else:
             self.ask(self.clients[0], request, self.disk_errors())
 
@@ -267,6 +264,7 @@ class KernelMachine(RuleBasedStateMachine):
             self.world.plan.fail("store", Errno.EIO, nth)
         self.may_lose = True
 
+    @precondition(lambda self: not self.world.is_real)
     @rule(name=names, step=st.sampled_from(["stage", "commit"]), kind=st.integers(0, 3))
     def commit_fails(self, name: str, step: str, kind: int) -> None:
         """A mutation whose commit fails changes nothing."""
@@ -363,7 +361,7 @@ class KernelMachine(RuleBasedStateMachine):
         cube = self.model.cubes.get(name)
         request = c.ReadCube(name=f"{name}@v{version}")
         if cube is None or version not in cube.versions:
-            self.must(self.clients[0], request, Errno.ENOENT)
+            self.clients[0].fails(request, Errno.ENOENT)
             return
         errno, reply = self.ask(self.clients[0], request, NO_ROOM)
         assert errno or reply.payload == cube.versions[version][0].content

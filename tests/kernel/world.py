@@ -64,7 +64,6 @@ UNLISTED = frozenset(
         ("create_cube", Errno.ECANCELED),
         ("mmap_cube", Errno.ECANCELED),
         ("pin_cube", Errno.ECANCELED),
-        ("write_cube", Errno.ENOMEM),
     }
 )
 """Errors that handlers raise and their rows do not name."""
