@@ -36,6 +36,12 @@ from tests.kernel.model import (
 )
 from tests.kernel.world import KIB, Client, World
 
+BUDGETS: dict[str, Any] = {
+    "ram_budget_bytes": 48 * KIB,
+    "disk_budget_bytes": 256 * KIB,
+    "ram_high": 0.9,
+}
+
 
 class KernelMachine(RuleBasedStateMachine):
     """Rules are syscalls and accidents."""

@@ -23,8 +23,8 @@ class RealKernelMachine(KernelMachine):
 
 TestRealKernel = RealKernelMachine.TestCase
 TestRealKernel.settings = settings(
-    max_examples=6,
-    stateful_step_count=25,
+    max_examples=12,
+    stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
