@@ -115,6 +115,11 @@ class Model:
         cube = self.cubes.get(name)
         return cube.current if cube else 0
 
+    def expected(self, name: str, expectation: str) -> int | None:
+        """The version that a caller expects."""
+        version = self.version(name)
+        return {"any": None, "right": version, "wrong": version + 7}[expectation]
+
     def write(self, name: str, cube_id: bytes, payload: Payload) -> int:
         """An acknowledged write; the version it must have been told."""
         cube = self.cubes.setdefault(name, ModelCube(cube_id))

@@ -82,11 +82,6 @@ class KernelMachine(RuleBasedStateMachine):
         """What a write-back may fail with just now."""
         return frozenset({Errno.EIO}) if self.may_lose else frozenset()
 
-    def expected(self, name: str, expectation: str) -> int | None:
-        """The version that a caller expects."""
-        version = self.model.version(name)
-        return {"any": None, "right": version, "wrong": version + 7}[expectation]
-
     # -- writing ---------------------------------------------------------------------------
 
     @rule(who=clients, name=names, size=sizes, durability=durabilities, expectation=expectations)
@@ -96,7 +91,7 @@ class KernelMachine(RuleBasedStateMachine):
         payload = self.payload(size, durability)
         request = c.WriteCube(
             name=name, payload=payload.content, type=CubeType.BLOB, durability=durability,
-            expected_version=self.expected(name, expectation),
+            expected_version=self.model.expected(name, expectation),
         )  # fmt: skip
         if expectation == "wrong":
             self.clients[who].fails(request, Errno.EVERSION)
@@ -114,7 +109,7 @@ class KernelMachine(RuleBasedStateMachine):
         self, who: int, name: str, size: int, durability: Durability, expectation: str
     ) -> None:
         client, payload = self.clients[who], self.payload(size, durability)
-        expected = self.expected(name, expectation)
+        expected = self.model.expected(name, expectation)
         request = c.CreateCube(
             name=name, size_bytes=size, durability=durability, expected_version=expected
         )
