@@ -54,7 +54,8 @@ def test_a_flood_of_connections_ends_nothing(poor: Daemon, crowd: list[socket.so
         share = divide(CEILING, 1024)
         limit = 2 * share.sessions + 2 * share.strangers
         eventually(lambda: poor.descriptors()["socket"] < limit, "strangers are hung up on")
-        assert client.info().sessions == session  # and nobody else was
+        # Nobody else was; the sessions in between end when their sockets are read.
+        eventually(lambda: client.info().sessions == session, "the first session is left alone")
         assert (client.epoch, client.info().epoch) == (epoch, epoch)
     one = crowd[0]
     while not is_hung_up(one):
