@@ -32,7 +32,9 @@ def test_a_single_failure(point: str, passage: int, action: str, idle: Daemon) -
         for witness in team:
             witness.wait_for_more(20)
     refused = [error.errno for witness in team for error in witness.refused]
-    assert set(refused) == {ACTIONS[action]}
+    # A call whose row knows no ENOSPC, but whose answer hung on that commit, hears EIO.
+    assert ACTIONS[action] in refused
+    assert set(refused) <= {ACTIONS[action], Errno.EIO}
     check_all(idle, team)
     idle.restart()
     finish_all(idle, team)
