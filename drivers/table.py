@@ -5,14 +5,16 @@ Rows are top halves, which run in the daemon. Boot hands them to the kernel by t
 
 from typing import Final
 
+from memosd.drivers.activation.top import ActivationDriver
 from memosd.drivers.blob.top import BlobDriver
 from memosd.drivers.plaintext.top import PlaintextDriver
 
 __all__ = ["DRIVERS", "TopHalf"]
 
-TopHalf = PlaintextDriver | BlobDriver
+TopHalf = PlaintextDriver | BlobDriver | ActivationDriver
 
 DRIVERS: Final[tuple[TopHalf, ...]] = (
     PlaintextDriver(),  # text and JSON; found by their words
     BlobDriver(),  # any bytes; opaque
+    ActivationDriver(),  # KV caches; found by their tokens
 )

@@ -6,30 +6,23 @@ rows. After a wait `admit` runs again, so what is committed was checked against 
 is. Kernel thread only.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from libmem.abi.calls import CreateCube, SetHeader, WriteCube, WriteReply
 from libmem.abi.errors import Errno, MemError
-from libmem.abi.limits import (
-    ATTRIBUTES_DEPTH_MAX,
-    ATTRIBUTES_MAX_BYTES,
-    PARENTS_MAX,
-    PRIORITY_MAX,
-    TAGS_MAX,
-    TEXT_FIELD_MAX_BYTES,
-)
+from libmem.abi.limits import PARENTS_MAX, PRIORITY_MAX
 from libmem.abi.names import namespace_of, parse_name, parse_ref
 from libmem.abi.structs import CubeType, Descriptive, Durability, EventKind, Governance
 from libmem.abi.wire import encode
 from memosd.kernel.access import EXECUTE, READ, WRITE, Identity, allows, require_owner
+from memosd.kernel.headers import PLAIN_DESCRIPTIVE, check_fixed, check_header
 from memosd.kernel.namespace import Namespace
 from memosd.kernel.pagetable import Cube, new_id
 from memosd.kernel.parts import Parts
-from memosd.kernel.ports import Driver, PayloadKey
+from memosd.kernel.ports import Base, Driver, PayloadKey, Prefix
 from memosd.kernel.rows import CubeRow, VersionRow
 
 __all__ = ["Admission", "Content", "Cubes", "version_charge"]
@@ -40,7 +33,6 @@ ROW_BYTES: Final = 512
 takes."""
 
 _PARENT_BYTES: Final = 24
-_PLAIN_DESCRIPTIVE: Final = Descriptive()
 _DEFAULT_GOVERNANCE: Final = Governance()
 
 
@@ -51,6 +43,8 @@ class Content(NamedTuple):
     digest: bytes
     inline: bytes | None
     """The payload itself where it goes into the table."""
+    prefix: Prefix | None = None
+    """The tokens it begins with, where its type knows of tokens."""
 
 
 class Admission(NamedTuple):
@@ -62,6 +56,9 @@ class Admission(NamedTuple):
     driver: Driver
     governance: Governance | None
     parents: tuple[tuple[bytes, int], ...]
+    durability: Durability
+    base: Base | None
+    """What the payload will stand on, where it holds only a part."""
 
 
 class Cubes:
@@ -73,6 +70,7 @@ class Cubes:
         self._residents = parts.residents
         self._drivers = parts.drivers
         self._disk = parts.disk
+        self._prefixes = parts.prefixes
         self._clock = parts.clock
         self.on_expired: Callable[[bytes, CubeRow], object] = _nobody_removes
         """Set at assembly: remove a cube whose time is over."""
@@ -120,8 +118,13 @@ class Cubes:
         check_header(draft.descriptive, draft.attributes)
         driver.check_header(draft.descriptive, draft.attributes)
         governance = self._checked_governance(who, existing, draft.governance)
-        parents = self._resolved_parents(who, draft.parents) if draft.parents else ()
-        return Admission(name, space, existing, driver, governance, parents)
+        kept = existing.row.durability if existing else driver.durability
+        parents = self._resolved_parents(who, draft.parents) if draft.parents else []
+        links = tuple((cube.id, cube.version.version) for cube in parents)
+        durability = draft.durability or kept
+        admission = Admission(name, space, existing, driver, governance, links, durability, None)
+        base = self._base_of(admission, draft, parents) if driver.prefixes else None
+        return admission._replace(base=base) if base else admission
 
     def _driver(self, cube_type: CubeType) -> Driver:
         """Errors: EOPNOTSUPP."""
@@ -179,13 +182,37 @@ class Cubes:
             raise MemError(Errno.EINVAL, "expires_ns is not a time")
         return wanted
 
-    def _resolved_parents(
-        self, who: Identity, names: tuple[str, ...]
-    ) -> tuple[tuple[bytes, int], ...]:
+    def _resolved_parents(self, who: Identity, names: tuple[str, ...]) -> list[Cube]:
         if len(names) > PARENTS_MAX:
             raise MemError(Errno.EINVAL, f"a cube has at most {PARENTS_MAX} parents")
-        opened = [self.open(who, name)[0] for name in names]
-        return tuple((cube.id, cube.version.version) for cube in opened)
+        return [self.open(who, name)[0] for name in names]
+
+    def _base_of(
+        self, admission: Admission, draft: WriteCube | CreateCube, parents: list[Cube]
+    ) -> Base | None:
+        """What a payload that is only a part will stand on. Errors: EINVAL, ECORRUPT."""
+        source = admission.driver.prefixes
+        if source is None or not source.is_part(draft.attributes):
+            return None
+        if not parents or parents[0].row.type is not draft.type:
+            raise MemError(Errno.EINVAL, f"a part stands on its first parent, of type {draft.type}")
+        if admission.existing is not None and parents[0].id == admission.existing.id:
+            raise MemError(Errno.EINVAL, "a cube cannot stand on itself", cube=admission.name)
+        if admission.durability is not Durability.CACHE:
+            raise MemError(
+                Errno.EINVAL, "a durable cube holds all its tokens; only a cache cube may be a part"
+            )
+        key = parents[0].key
+        self._prefixes.check_base(key)
+        return Base(key, parents[0].version.attributes, self._prefixes.tokens_of(key))
+
+    @staticmethod
+    def prefix_of(
+        admission: Admission, payload: memoryview | bytes, attributes: dict[str, Any]
+    ) -> Prefix | None:
+        """The tokens a payload begins with. Any thread. Errors: EINVAL, EMODEL."""
+        source = admission.driver.prefixes
+        return source.prefix_of(payload, attributes, admission.base) if source else None
 
     def payload_charge(self, size_bytes: int, *, is_inline: bool) -> int:
         """What a payload costs on disk."""
@@ -239,6 +266,8 @@ class Cubes:
             self._table.put_page_file(key, cube_id)
         else:
             self._table.put_payload(key, content.inline)
+        if content.prefix is not None:
+            self._prefixes.add(key, cube_id, admission.space.id, content.prefix)
         charge = self.charge_of(draft, content.size_bytes, is_inline=version.is_inline)
         self._namespaces.charge(admission.space, charge, cubes=0 if existing else 1)
         if existing is None:
@@ -247,7 +276,7 @@ class Cubes:
             self._table.put_expiry(cube_id, row.expires_ns)
             self._table.put_cube(cube_id, row)
         else:
-            row = self.succeed(existing, version, admission.governance, draft.durability)
+            row = self.succeed(existing, version, admission.governance, admission.durability)
         self._table.log(EventKind.WRITE, cube_id, row, actor_uid=who.uid)
         return WriteReply(id=cube_id, version=version.version, digest=content.digest)
 
@@ -263,7 +292,7 @@ class Cubes:
             admission.name,
             admission.space.id,
             draft.type,
-            draft.durability or admission.driver.durability,
+            admission.durability,
             who.uid if governance.owner_uid < 0 else governance.owner_uid,
             who.gid if governance.owner_gid < 0 else governance.owner_gid,
             governance.mode,
@@ -312,7 +341,9 @@ class Cubes:
             attributes=old.attributes if change.attributes is None else change.attributes,
         )
         check_header(version.descriptive, version.attributes)
-        self._driver(cube.row.type).check_header(version.descriptive, version.attributes)
+        driver = self._driver(cube.row.type)
+        driver.check_header(version.descriptive, version.attributes)
+        check_fixed(driver.fixed_attributes, old.attributes, version.attributes)
         governance = self._checked_governance(who, cube, change.governance)
         charge = version_charge(version)
         self._namespaces.check_room(space, charge)
@@ -334,49 +365,6 @@ def version_charge(version: VersionRow) -> int:
 
 def _row_charge(descriptive: Descriptive, attributes: dict[str, Any], parents: int) -> int:
     charge = ROW_BYTES + parents * _PARENT_BYTES
-    if not attributes and descriptive == _PLAIN_DESCRIPTIVE:
+    if not attributes and descriptive == PLAIN_DESCRIPTIVE:
         return charge
     return charge + len(encode((descriptive, attributes)))
-
-
-def check_header(descriptive: Descriptive, attributes: dict[str, Any]) -> None:
-    """Sizes of the free fields. Errors: EINVAL."""
-    if attributes:
-        _check_depth(attributes)
-        if len(encode(attributes)) > ATTRIBUTES_MAX_BYTES:
-            raise MemError(Errno.EINVAL, f"attributes have at most {ATTRIBUTES_MAX_BYTES} bytes")
-    if descriptive == _PLAIN_DESCRIPTIVE:
-        return
-    if len(descriptive.tags) > TAGS_MAX:
-        raise MemError(Errno.EINVAL, f"a cube has at most {TAGS_MAX} tags")
-    for text in (*descriptive.tags, *_texts(descriptive)):
-        if len(text.encode()) > TEXT_FIELD_MAX_BYTES:
-            raise MemError(Errno.EINVAL, f"a header text has at most {TEXT_FIELD_MAX_BYTES} bytes")
-    for field in ("event_time_ns", "valid_from_ns", "valid_to_ns"):
-        if not -(1 << 63) <= getattr(descriptive, field) < 1 << 63:
-            raise MemError(Errno.EINVAL, f"{field} is not a time")
-
-
-def _texts(descriptive: Descriptive) -> Iterator[str]:
-    yield from (
-        descriptive.title,
-        descriptive.semantic_type,
-        descriptive.origin,
-        descriptive.producer,
-        descriptive.media_type,
-    )
-
-
-def _check_depth(attributes: dict[str, Any]) -> None:
-    """Level by level: recursion is what a deep value would exhaust. Errors: EINVAL."""
-    level: list[Any] = [attributes]
-    for _ in range(ATTRIBUTES_DEPTH_MAX):
-        inner = [item for outer in level for item in _items(outer)]
-        level = [item for item in inner if isinstance(item, dict | list | tuple)]
-        if not level:
-            return
-    raise MemError(Errno.EINVAL, f"attributes are nested deeper than {ATTRIBUTES_DEPTH_MAX}")
-
-
-def _items(outer: dict[Any, Any] | list[Any] | tuple[Any, ...]) -> Iterable[Any]:
-    return chain(outer, outer.values()) if isinstance(outer, dict) else outer

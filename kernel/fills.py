@@ -17,7 +17,7 @@ from memosd.kernel.cubes import Admission, Content, Cubes
 from memosd.kernel.namespace import Namespace
 from memosd.kernel.pager import Pager
 from memosd.kernel.parts import Parts
-from memosd.kernel.ports import Frame, PayloadKey
+from memosd.kernel.ports import Base, Frame, PayloadKey, Prefix
 from memosd.kernel.removal import Removal
 from memosd.kernel.residents import Resident
 from memosd.kernel.wait import detach
@@ -76,23 +76,35 @@ class Fills:
             self._pager.give_back(fill.space, fill.frame)
             raise
 
-    def _admit(self, who: Identity, fill: Fill) -> Admission:
-        """Check the write against the table as it is. Errors: as `Cubes.admit`."""
+    def _admit(self, who: Identity, fill: Fill, base: Base | None = None) -> Admission:
+        """Check the write against the table as it is. Errors: as `Cubes.admit`; ENOENT.
+
+        `base`: what the payload was found to continue, before a wait.
+        """
         admission = self._cubes.admit(who, fill.draft)
+        if base is not None and (admission.base is None or admission.base.key != base.key):
+            raise MemError(Errno.ENOENT, "the first parent is another one by now")
         if admission.space.id != fill.space.id:
             # Removed and made anew: the memory is charged to the one that went.
             name = admission.space.row.name
             raise MemError(Errno.ENOENT, "the namespace is another one by now", namespace=name)
         return admission
 
+    def check_payload(
+        self, admission: Admission, draft: CreateCube | WriteCube, payload: memoryview | bytes
+    ) -> Prefix | None:
+        """Is it what its header promises? Any thread. Errors: the driver's."""
+        admission.driver.check_payload(payload, draft.descriptive, draft.attributes)
+        return self._cubes.prefix_of(admission, payload, draft.attributes)
+
     async def _commit_inline(self, who: Identity, fill: Fill, manifest: Manifest) -> WriteReply:
         frame, draft = fill.frame, fill.draft
         payload = await self._parts.io.run(os.pread, frame.fd, frame.size_bytes, 0)
         admission = self._admit(who, fill)
-        admission.driver.check_payload(payload, draft.descriptive, draft.attributes)
+        prefix = self.check_payload(admission, draft, payload)
         charge = self._cubes.charge_of(draft, manifest.size_bytes, is_inline=True)
         self._cubes.check_room(admission, charge)
-        content = Content(manifest.size_bytes, manifest.digest, payload)
+        content = Content(manifest.size_bytes, manifest.digest, payload, prefix)
         reply = self._cubes.commit(who, draft, admission, self._cubes.new_key(), content)
         self._pager.give_back(fill.space, frame)
         return reply
@@ -100,12 +112,11 @@ class Fills:
     async def _commit_pages(self, who: Identity, fill: Fill, manifest: Manifest) -> WriteReply:
         draft, frame = fill.draft, fill.frame
         admission = self._admit(who, fill)
-        await self._parts.io.run(
-            admission.driver.check_payload, self._parts.ram.view(frame), draft.descriptive,
-            draft.attributes,
-        )  # fmt: skip
+        prefix = await self._parts.io.run(
+            self.check_payload, admission, draft, self._parts.ram.view(frame)
+        )
         key = self._cubes.new_key()
-        is_durable = self._durability(draft, admission) is Durability.DURABLE
+        is_durable = admission.durability is Durability.DURABLE
         charge = self._cubes.charge_of(draft, manifest.size_bytes, is_inline=False)
         # Reserved over the wait, so that what was found to fit still fits at the commit.
         space = admission.space
@@ -118,9 +129,11 @@ class Fills:
             raise
         self._parts.namespaces.release(space, charge)
         try:
-            admission = self._admit(who, fill)  # the world went on meanwhile
+            admission = self._admit(who, fill, admission.base)  # the world went on meanwhile
             self._cubes.check_room(admission, charge)
-            return self._commit_resident(who, fill, admission, (key, manifest, is_durable))
+            content = Content(manifest.size_bytes, manifest.digest, None, prefix)
+            dirty = None if is_durable else manifest
+            return self._commit_resident(who, fill, admission, (key, content, dirty))
         except MemError:
             if is_durable:
                 self._parts.io.run(self._parts.disk.free, key)
@@ -131,18 +144,18 @@ class Fills:
         who: Identity,
         fill: Fill,
         admission: Admission,
-        stored: tuple[PayloadKey, Manifest, bool],
+        stored: tuple[PayloadKey, Content, Manifest | None],
     ) -> WriteReply:
-        key, manifest, is_durable = stored
-        content = Content(manifest.size_bytes, manifest.digest, None)
+        """`stored`: the payload, and its manifest where it is in RAM only."""
+        key, content, dirty = stored
         reply = self._cubes.commit(who, fill.draft, admission, key, content)
         resident = Resident(reply.id, key, fill.frame, admission.space)
         if admission.governance is not None:
             resident.priority = admission.governance.priority
         elif admission.existing is not None:
             resident.priority = admission.existing.row.priority
-        if not is_durable:
-            resident.manifest = manifest
+        if dirty is not None:
+            resident.manifest = dirty
             self._parts.table.set_volatile(key, reply.id)
             self._parts.timers.after(
                 self._parts.parameters.writeback_delay_ns, lambda: self._write_back_later(key)
@@ -164,13 +177,6 @@ class Fills:
             await self._parts.io.run(self._parts.disk.store, key, frame.fd, manifest)
         finally:
             storing.discard(key)
-
-    def _durability(self, draft: CreateCube | WriteCube, admission: Admission) -> Durability:
-        if draft.durability is not None:
-            return draft.durability
-        if admission.existing is not None:
-            return admission.existing.row.durability
-        return admission.driver.durability
 
     def _write_back_later(self, key: PayloadKey) -> None:
         resident = self._parts.residents.find(key)

@@ -5,6 +5,7 @@ indexing, clearing up after a crash) and ends in order. The server calls `serve`
 `turn` and `stop`, all on one thread.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import psutil
@@ -29,6 +30,7 @@ from memosd.kernel.param import Parameters
 from memosd.kernel.parts import Parts
 from memosd.kernel.policies.table import make_policy
 from memosd.kernel.ports import Clock, Driver, FrameTier, Index, Io, PayloadKey, Store, Tier
+from memosd.kernel.prefixes import Prefixes
 from memosd.kernel.reclaim import Reclaim
 from memosd.kernel.removal import Removal
 from memosd.kernel.residents import RamAccount, Residents
@@ -46,7 +48,7 @@ _LINGER_NS = 1_000_000
 class Gate(Protocol):
     """What the kernel asks of the server."""
 
-    def send_fd(self, session: Session, handle: int, fd: int) -> None:
+    def send_fds(self, session: Session, handle: int, fds: Sequence[int]) -> None:
         """Errors: EAGAIN when the client does not read its fd socket, ECANCELED when it is gone."""
         ...
 
@@ -175,10 +177,10 @@ class Kernel:
         """The fd road closed: the client is gone, and everything it held is free."""
         self.sessions.end(session)
 
-    def send_fd(self, session: Session, number: int, fd: int) -> None:
-        """Send a granted handle's descriptor; on failure the handle is taken back."""
+    def send_fds(self, session: Session, number: int, fds: Sequence[int]) -> None:
+        """Send a granted handle's descriptors; on failure the handle is taken back."""
         try:
-            self._gate.send_fd(session, number, fd)
+            self._gate.send_fds(session, number, fds)
         except MemError:
             handle = session.handles.pop(number, None)
             if handle is not None:
@@ -261,6 +263,7 @@ def _make_parts(parameters: Parameters, outside: Outside) -> Parts:
     ledger = Ledger(outside.store, outside.commit_io)
     timers = Timers(outside.clock)
     ledger.linger = lambda call: timers.after(_LINGER_NS, call)
+    table = PageTable(ledger, outside.store, outside.clock)
     account = RamAccount(parameters.ram_budget_bytes, parameters.ram_frames)
     return Parts(
         parameters=parameters,
@@ -270,7 +273,8 @@ def _make_parts(parameters: Parameters, outside: Outside) -> Parts:
         disk=outside.disk,
         drivers=outside.drivers,
         timers=timers,
-        table=PageTable(ledger, outside.store, outside.clock),
+        table=table,
+        prefixes=Prefixes(ledger, outside.store, table),
         namespaces=Namespaces(ledger, outside.store, parameters.disk_budget_bytes),
         residents=Residents(account, make_policy(parameters.policy)),
         heat=Heat(ledger, outside.clock),

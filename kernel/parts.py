@@ -8,6 +8,7 @@ from memosd.kernel.namespace import Namespaces
 from memosd.kernel.pagetable import PageTable
 from memosd.kernel.param import Parameters
 from memosd.kernel.ports import Clock, Driver, FrameTier, Io, Tier
+from memosd.kernel.prefixes import Prefixes
 from memosd.kernel.residents import Residents
 from memosd.kernel.timers import Timers
 
@@ -25,6 +26,7 @@ class Parts(NamedTuple):
     drivers: dict[CubeType, Driver]
     timers: Timers
     table: PageTable
+    prefixes: Prefixes
     namespaces: Namespaces
     residents: Residents
     heat: Heat

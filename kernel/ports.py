@@ -11,10 +11,12 @@ from typing import Any, Protocol, TypeVar
 
 from libmem.abi.digest import Manifest
 from libmem.abi.index import IndexDocument, IndexHit
+from libmem.abi.prefix import Base, Prefix
 from libmem.abi.structs import CubeType, Descriptive, Durability
 from memosd.kernel.wait import Completion
 
 __all__ = [
+    "Base",
     "Changes",
     "Clock",
     "Driver",
@@ -25,6 +27,8 @@ __all__ = [
     "IndexHit",
     "Io",
     "PayloadKey",
+    "Prefix",
+    "PrefixSource",
     "Store",
     "Tier",
 ]
@@ -172,6 +176,27 @@ class FrameTier(Tier, Protocol):
         ...
 
 
+class PrefixSource(Protocol):
+    """What a driver knows besides where payloads begin with tokens."""
+
+    def is_part(self, attributes: dict[str, Any]) -> bool:
+        """Does such a payload stand on its cube's first parent? The header was checked."""
+        ...
+
+    def prefix_of(
+        self, payload: memoryview | bytes, attributes: dict[str, Any], base: Base | None
+    ) -> Prefix:
+        """The tokens of a payload that was checked. Any thread.
+
+        Errors: EMODEL, EINVAL when it does not continue its base.
+        """
+        ...
+
+    def model_of(self, attributes: dict[str, Any]) -> str:
+        """Fingerprint of the model that such a payload belongs to."""
+        ...
+
+
 class Driver(Protocol):
     """The top half of a memory type: validates and describes, never loads a model."""
 
@@ -180,6 +205,13 @@ class Driver(Protocol):
     """The default for cubes that do not ask."""
     indexed_bytes: int
     """How much of a payload, from its start, `index_text` has a use for; 0: it is not indexed."""
+    fixed_attributes: frozenset[str]
+    """Those that say what the payload is: a later header may not change them."""
+
+    @property
+    def prefixes(self) -> PrefixSource | None:
+        """For the types whose payloads begin with tokens."""
+        ...
 
     def check_header(self, descriptive: Descriptive, attributes: dict[str, Any]) -> None:
         """Fast; kernel thread. Errors: EINVAL."""

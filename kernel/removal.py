@@ -43,6 +43,9 @@ class Removal:
         self._pager = pager
         self._io = parts.io
         self._heat = parts.heat
+        self._prefixes = parts.prefixes
+        self._fallen: list[PayloadKey] = []
+        """Payloads that stood on one that went, and must go in the same commit."""
 
     # -- unlink --------------------------------------------------------------------------------
 
@@ -55,8 +58,11 @@ class Removal:
             Cube(cube.id, cube.row, cube.row.current), request.expected_version, ref.name
         )
         if ref.version:
-            return self._unlink_version(who, cube, space)
-        return self._remove(cube.id, cube.row, EventKind.UNLINK, who.uid)
+            reply = self._unlink_version(who, cube, space)
+        else:
+            reply = self._remove(cube.id, cube.row, EventKind.UNLINK, who.uid)
+        self._follow()
+        return reply
 
     def _unlink_version(self, who: Identity, cube: Cube, space: Namespace) -> UnlinkReply:
         if cube.is_current:
@@ -99,6 +105,7 @@ class Removal:
 
     def _drop_payload(self, key: PayloadKey, *, is_inline: bool) -> None:
         self._table.drop_payload(key, is_inline=is_inline)
+        self._fallen += self._prefixes.drop(key)
 
         def free(error: MemError | None) -> None:
             if error is None:
@@ -106,6 +113,20 @@ class Removal:
 
         ledger = self._table.ledger
         ledger.when_durable(ledger.pending_barrier(), free)
+
+    def _follow(self) -> None:
+        """Remove what stood on payloads that went: it holds a part only, and what was deleted
+        must not live on in its extensions."""
+        while self._fallen:
+            key = self._fallen.pop()
+            cube_id = self._prefixes.cube_of(key)
+            if cube_id is None:
+                continue
+            try:
+                self._lose(key, cube_id, "what it stands on was removed")
+            except MemError as error:
+                # Its rows are damaged: it can be neither read nor mapped, and fsck reports it.
+                self._heat.decide(cube_id, "stands on nothing", str(error))
 
     def free_payload(self, key: PayloadKey, *, is_inline: bool) -> None:
         """Free the bytes of a payload that no durable row names."""
@@ -137,13 +158,17 @@ class Removal:
     def remove_expired(self, cube_id: bytes, row: CubeRow) -> None:
         """Remove a cube whose time is over. Errors: ECORRUPT; then nothing changed."""
         self._remove(cube_id, row, EventKind.EXPIRE, actor_uid=0)
+        self._follow()
 
     def lose(self, key: PayloadKey, reason: str) -> None:
         """A cache payload is nowhere any more: remove the versions that showed it.
 
         Errors: ECORRUPT: its cube's rows are damaged; then nothing changed.
         """
-        cube_id = self._table.volatile[key]
+        self._lose(key, self._table.volatile[key], reason)
+        self._follow()
+
+    def _lose(self, key: PayloadKey, cube_id: bytes, reason: str) -> None:
         row = self._table.cube_row(cube_id)
         if row is None:
             self._table.set_settled(key)
@@ -215,6 +240,8 @@ class Removal:
             for key in moved:
                 self._residents.move(key, space)
             raise
+        for key in payloads:
+            self._prefixes.move(key, target.id)
 
         def undo(error: MemError | None) -> None:
             for key in moved if error else ():

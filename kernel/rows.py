@@ -16,6 +16,7 @@ Fields are only ever appended, with defaults; docs/format.md lists them.
     expiry      time ns, cube id  -> empty
     log         u64 sequence      -> LogRow
     heat        cube id           -> HeatRow, written now and then
+    prefixes    payload id        -> PrefixRow of a payload that begins with tokens
 """
 
 from typing import Any, Final, TypeVar
@@ -42,6 +43,7 @@ __all__ = [
     "HeatRow",
     "LogRow",
     "NamespaceRow",
+    "PrefixRow",
     "VersionRow",
     "decode_row",
     "encode_row",
@@ -64,6 +66,7 @@ TABLES: Final = (
     "expiry",
     "log",
     "heat",
+    "prefixes",
 )
 _CHECKSUM_BYTES: Final = 8
 
@@ -148,11 +151,25 @@ class HeatRow(Row):
     decisions: tuple[Decision, ...] = ()
 
 
+class PrefixRow(Row):
+    """The tokens of a payload that is the state of a model after them."""
+
+    cube_id: bytes
+    model: bytes
+    """Fingerprint, 32 bytes."""
+    start: int
+    """The first token stored in this payload; those before are the base's."""
+    tokens: bytes
+    """From `start` on; u32, little endian."""
+    base: bytes
+    """The payload id it stands on; empty: none."""
+
+
 RowT = TypeVar("RowT", bound=Row)
 _encoder = msgspec.msgpack.Encoder()
 _decoders: dict[type[Row], msgspec.msgpack.Decoder[Any]] = {
     row: msgspec.msgpack.Decoder(row)
-    for row in (CubeRow, VersionRow, NamespaceRow, LogRow, HeatRow)
+    for row in (CubeRow, VersionRow, NamespaceRow, LogRow, HeatRow, PrefixRow)
 }
 
 

@@ -12,20 +12,19 @@ daemon means for a call; does no I/O itself (`steps`), so both clients share eve
 Called by the clients alone: by one thread at a time, or on one event loop.
 """
 
-import os
 import sys
 import time
 import weakref
 from pathlib import Path
 from typing import Any, Final
 
-from libmem.abi.calls import Batch, Call, HelloReply, PinCube, Shutdown, Watch
+from libmem.abi.calls import Batch, Call, HelloReply, MmapCube, PinCube, Shutdown, Watch
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.paths import find_runtime_dir
 from libmem.abi.syscalls import BY_NUMBER, BY_REQUEST, Access
 from libmem.abi.wire import Reply, decode_result, fault_error
 from libmem.lease import Grant, Keeper, Lease, Pin
-from libmem.ledger import DESCRIPTOR_CALLS, undo_of
+from libmem.ledger import DESCRIPTOR_CALLS, close_all, undo_of
 from libmem.link import Link
 from libmem.steps import Acquire, Bind, Commit, Effects, Open, Pause, Send, Step
 
@@ -84,7 +83,7 @@ class Connection:
             # Called as it is, nobody can reach the descriptor; the handle is the caller's.
             grant = yield from self._acquiring(keeper, request, deadline)
             grant.lease.disown()
-            os.close(grant.fd)
+            close_all(grant.fds)
             return grant.reply
         _, reply = yield from self.calling(request, deadline, owner)
         return decode_result(BY_REQUEST[type(request)], reply.errno, reply.body)
@@ -219,14 +218,15 @@ def _grant(keeper: Keeper, link: Link, request: Call[Any], reply: Reply) -> Gran
     kind = type(request)
     row = BY_REQUEST[kind]
     result = decode_result(row, reply.errno, reply.body)
-    fd = -1
+    fds: list[int] = []
     if kind in DESCRIPTOR_CALLS:
+        count = 1 + len(result.bases) if kind is MmapCube else 1
         try:
-            fd = link.claim(result.handle)
+            fds = link.claim(result.handle, count)
         except MemError:
             link.ledger.give_back(row, result.handle)
             raise
-    return Grant(Lease(keeper, link, result.handle, undo_of(kind, result.handle)), result, fd)
+    return Grant(Lease(keeper, link, result.handle, undo_of(kind, result.handle)), result, fds)
 
 
 def _may_repeat(request: Call[Any]) -> bool:

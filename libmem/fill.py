@@ -41,7 +41,7 @@ class FillMemory:
         self.size_bytes = reply.size_bytes
         self.result = None
         self._lease = grant.lease
-        self._fd = grant.fd
+        self._fd = grant.fds[0]
         self._memory: mmap.mmap | None = None
         self._view: memoryview | None = None
 

@@ -56,11 +56,12 @@ class Lease:
 
 
 class Grant(NamedTuple):
-    """A granted handle with the reply that granted it; `fd` is -1 where none comes with it."""
+    """A granted handle with the reply that granted it."""
 
     lease: Lease
     reply: Any
-    fd: int
+    fds: list[int]
+    """One for memory, and one more for each cube that it stands on; else none."""
 
 
 class Pin:

@@ -12,7 +12,8 @@ Called by `Link` alone, under its client's lock (or on its event loop). The one 
 
 import os
 from collections import deque
-from typing import Any, Final, NamedTuple
+from collections.abc import Iterable
+from typing import Any, Final
 
 from libmem.abi.calls import (
     AbortCube,
@@ -27,7 +28,7 @@ from libmem.abi.errors import Errno, MemError
 from libmem.abi.syscalls import BY_REQUEST, Syscall
 from libmem.abi.wire import FdTag, Reply, args_decoder, decode_result, encode_request
 
-__all__ = ["DESCRIPTOR_CALLS", "Ledger", "undo_of"]
+__all__ = ["DESCRIPTOR_CALLS", "Ledger", "close_all", "undo_of"]
 
 _UNDO: Final[dict[type[Call[Any]], type[Any]]] = {
     CreateCube: AbortCube,
@@ -38,12 +39,6 @@ _UNDO: Final[dict[type[Call[Any]], type[Any]]] = {
 
 DESCRIPTOR_CALLS: Final = frozenset({CreateCube, MmapCube})
 """Of those, the ones whose handle comes with a descriptor on the fd road."""
-
-
-class _Parked(NamedTuple):
-    """A descriptor that nobody claimed yet; -1 when it did not survive the journey."""
-
-    fd: int
 
 
 def undo_of(request: type[Call[Any]], handle: int) -> Call[Any]:
@@ -64,7 +59,9 @@ class Ledger:
         """Requests that give handles back; sent with the next call, their replies ignored."""
         self._seq = 0
         self._abandoned: dict[int, Syscall] = {}
-        self._parked: dict[int, _Parked] = {}
+        self._parked: dict[int, list[int]] = {}
+        """The descriptors of a handle that nobody claimed yet; fewer than were sent where this
+        process may open no more."""
 
     def encode(self, request: Call[Any]) -> tuple[int, bytes]:
         """Number a request and make its frame. Errors: EMSGSIZE; EINVAL for what cannot be sent."""
@@ -90,41 +87,37 @@ class Ledger:
 
     def give_back(self, row: Syscall, handle: int) -> None:
         """Close what came with a granted handle, and queue the request that releases it."""
-        parked = self._parked.pop(handle, None)
-        if parked is not None and parked.fd >= 0:
-            os.close(parked.fd)
+        close_all(self._parked.pop(handle, []))
         self.released.append(undo_of(row.request, handle))
 
     def park(self, message: bytes, fds: list[int]) -> None:
-        """Keep a descriptor until its reply is read. Errors: EBADMSG (no tag beside it)."""
+        """Keep descriptors until their reply is read. Errors: EBADMSG (no tag beside them)."""
         try:
             tag: FdTag = args_decoder(FdTag).decode(message)
         except ValueError as error:  # msgspec's DecodeError is one
-            _close_all(fds)
+            close_all(fds)
             raise MemError(Errno.EBADMSG, f"not a descriptor's tag: {error}") from None
-        _close_all(fds[1:])
-        fd = fds[0] if fds else -1
-        stray = self._parked.pop(tag.handle, None)
-        if stray is not None and stray.fd >= 0:
-            os.close(stray.fd)
-        self._parked[tag.handle] = _Parked(fd)
+        close_all(self._parked.pop(tag.handle, []))
+        self._parked[tag.handle] = fds
 
     def has_parked(self, handle: int) -> bool:
         """True when the tag of `handle` has arrived."""
         return handle in self._parked
 
-    def unpark(self, handle: int) -> int:
-        """Take the descriptor that came for `handle`; -1 when its tag came without one."""
-        return self._parked.pop(handle).fd
+    def unpark(self, handle: int) -> list[int]:
+        """Take the descriptors that came for `handle`."""
+        return self._parked.pop(handle)
 
     def close(self) -> None:
         """Close what was never claimed and forget the rest: the daemon frees the handles."""
-        _close_all([parked.fd for parked in self._parked.values() if parked.fd >= 0])
+        for fds in self._parked.values():
+            close_all(fds)
         self._parked.clear()
         self._abandoned.clear()
         self.released.clear()
 
 
-def _close_all(fds: list[int]) -> None:
+def close_all(fds: Iterable[int]) -> None:
+    """Close descriptors of this process."""
     for fd in fds:
         os.close(fd)

@@ -27,8 +27,9 @@ import zmq
 
 from libmem.abi.calls import Call, HelloReply
 from libmem.abi.errors import Errno, MemError
+from libmem.abi.kv import KV_CHAIN_MAX
 from libmem.abi.wire import Reply, decode_reply
-from libmem.ledger import Ledger
+from libmem.ledger import Ledger, close_all
 
 __all__ = ["GRACE_MS", "Link", "new_dealer", "new_road", "timed_out"]
 
@@ -37,6 +38,8 @@ _GLANCE_MS: Final = 5
 GRACE_MS: Final = 50
 """How long a reply that was sent before the daemon died may take to come through ZeroMQ."""
 _TAG_MAX_BYTES: Final = 64
+_FDS_MAX: Final = KV_CHAIN_MAX
+"""With one tag."""
 _RECEIVE_FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
 
 
@@ -197,8 +200,8 @@ class Link:
         while released:
             self.send(released.popleft(), zmq.NOBLOCK)
 
-    def claim(self, handle: int) -> int:
-        """The descriptor that the daemon sent before it replied with `handle`.
+    def claim(self, handle: int, count: int) -> list[int]:
+        """The descriptors that the daemon sent before it replied with `handle`.
 
         Errors: EMFILE (this process may open no more files), EBADMSG (none was sent), ECONNRESET.
         """
@@ -208,10 +211,11 @@ class Link:
                     raise MemError(Errno.EBADMSG, f"no descriptor came for handle {handle}")
         except ConnectionError:
             raise _gone() from None
-        fd = self.ledger.unpark(handle)
-        if fd < 0:
+        fds = self.ledger.unpark(handle)
+        if len(fds) != count:
+            close_all(fds)
             raise MemError(Errno.EMFILE, "this process has too many open files to receive another")
-        return fd
+        return fds
 
     def await_acknowledgement(self, deadline: float) -> None:
         """Wait until the daemon has bound the session. Errors: ETIMEDOUT, ECONNRESET."""
@@ -256,7 +260,9 @@ class Link:
     def _park_next(self) -> bool:
         """Park one descriptor; False when none is there. Errors: ConnectionError at the end."""
         try:
-            message, fds, _, _ = socket.recv_fds(self.road, _TAG_MAX_BYTES, 1, _RECEIVE_FLAGS)
+            message, fds, _, _ = socket.recv_fds(
+                self.road, _TAG_MAX_BYTES, _FDS_MAX, _RECEIVE_FLAGS
+            )
         except BlockingIOError:
             return False
         except OSError as error:  # ours is closed: the link was dropped

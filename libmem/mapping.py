@@ -14,13 +14,13 @@ Made by the clients' `map`; used by their callers.
 import errno
 import math
 import mmap
-import os
 from typing import TYPE_CHECKING, Any
 
 from libmem.abi.calls import MapReply
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.structs import CubeType
 from libmem.lease import Grant, Lease
+from libmem.ledger import close_all
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,12 +58,12 @@ class Mapping(mmap.mmap):
         try:
             if reply.size_bytes == 0:
                 raise MemError(Errno.EINVAL, f"{name} is empty, there is nothing to map")
-            self = super().__new__(cls, grant.fd, reply.size_bytes, mmap.MAP_PRIVATE, prot)
+            self = super().__new__(cls, grant.fds[0], reply.size_bytes, mmap.MAP_PRIVATE, prot)
         except (OSError, MemError) as error:
             grant.lease.give_back()  # now: whoever keeps the error would keep the lease alive
             raise map_error(name, error) if isinstance(error, OSError) else error from None
         finally:
-            os.close(grant.fd)
+            close_all(grant.fds)
         self._lease = grant.lease
         self.name = name
         self.id, self.version, self.type = reply.id, reply.version, reply.type

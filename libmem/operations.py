@@ -38,6 +38,7 @@ from libmem.fill import FillMemory
 from libmem.lease import Grant, Pin
 from libmem.mapping import Mapping
 from libmem.methods import one_call, pages, steps
+from libmem.parts import Parts
 from libmem.steps import Acquire, Items, Pages, Steps
 
 __all__ = ["CubeOptions", "HeaderGroups", "Operations", "watch_pages"]
@@ -129,6 +130,15 @@ class Operations:
         """
         grant: Grant = yield Acquire(c.MmapCube(name=name))
         return Mapping(name, grant, is_private)
+
+    @steps
+    def map_parts(self, name: str, *, model: str = "") -> Steps[Parts]:
+        """The memory of a cube and of all that it stands on, as descriptors.
+
+        `model`: the fingerprint it must have. Errors: EMODEL, ENOMEM, EMFILE.
+        """
+        request = c.MmapCube(name=name, model=model, is_whole=True)
+        return Parts(name, (yield Acquire(request)))
 
     # Names
 
@@ -225,6 +235,14 @@ class Operations:
         """The `k` best plaintext cubes under a path for the query's words, best first."""
         reply: c.SearchReply = yield c.Search(query, under, k, tuple(types))
         return reply.hits
+
+    @one_call
+    def find_prefix(self, model: str, tokens: bytes, *, under: str = "/") -> c.Call[c.PrefixReply]:
+        """The cube that shares the longest prefix with a prompt.
+
+        `model`: its fingerprint; `tokens`: the prompt's token ids, packed (`pack_tokens`).
+        """
+        return c.FindPrefix(model=model, tokens=tokens, under=under)
 
     @one_call
     def explain(self, name: str) -> c.Call[c.ExplainReply]:

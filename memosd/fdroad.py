@@ -11,6 +11,7 @@ import os
 import select
 import socket
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -113,13 +114,13 @@ class FdRoad:
         except OSError:
             self._close(fd, kernel)
 
-    def send_fd(self, session: Session, handle: int, fd: int, epoch: int) -> None:
+    def send_fds(self, session: Session, tag: FdTag, fds: Sequence[int]) -> None:
         """Errors: EAGAIN when the client does not read, ECANCELED when it is gone."""
         connection = self._sockets.get(session.number)
         if connection is None:
             raise MemError(Errno.ECANCELED, "the client is gone")
         try:
-            socket.send_fds(connection, [encode(FdTag(handle, epoch))], [fd])
+            socket.send_fds(connection, [encode(tag)], fds)
         except BlockingIOError:
             raise MemError(Errno.EAGAIN, "the client does not read its fd socket") from None
         except OSError:

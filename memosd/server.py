@@ -7,12 +7,14 @@ Signals, the service manager and the orderly end are handled here as well.
 
 import os
 import select
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 import structlog
 
 from libmem.abi.paths import CONTROL_SOCKET, FD_SOCKET
+from libmem.abi.wire import FdTag
 from memosd.controlroad import ControlRoad
 from memosd.descriptors import Descriptors
 from memosd.fdroad import FdRoad
@@ -45,9 +47,9 @@ class Server:
 
     # -- the kernel's gate ---------------------------------------------------------------------
 
-    def send_fd(self, session: Session, handle: int, fd: int) -> None:
+    def send_fds(self, session: Session, handle: int, fds: Sequence[int]) -> None:
         assert self.kernel is not None
-        self._fd_road.send_fd(session, handle, fd, self.kernel.epoch)
+        self._fd_road.send_fds(session, FdTag(handle, self.kernel.epoch), fds)
 
     def stop(self) -> None:
         """Begin an orderly end; safe from a signal handler."""

@@ -16,6 +16,8 @@ class BlobDriver:
     type: CubeType = CubeType.BLOB
     durability: Durability = Durability.DURABLE
     indexed_bytes: int = 0
+    fixed_attributes: frozenset[str] = frozenset()
+    prefixes: None = None
 
     def check_header(self, descriptive: Descriptive, attributes: dict[str, Any]) -> None:
         """Every header is fine."""

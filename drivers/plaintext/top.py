@@ -44,6 +44,8 @@ class PlaintextDriver:
     type: CubeType = CubeType.PLAINTEXT
     durability: Durability = Durability.DURABLE
     indexed_bytes: int = _INDEXED_BYTES + 1  # one more tells a text that is longer
+    fixed_attributes: frozenset[str] = frozenset()
+    prefixes: None = None
 
     def check_header(self, descriptive: Descriptive, attributes: dict[str, Any]) -> None:
         """Attributes are the writer's own. Errors: EINVAL (a media type that is no text)."""

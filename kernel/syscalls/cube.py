@@ -46,7 +46,8 @@ def sys_write_cube(
     )
     if not is_inline:
         return kernel.fills.write(context.who, draft, admission)
-    content = Content(size_bytes, digest_of(draft.payload), draft.payload)
+    prefix = kernel.cubes.prefix_of(admission, draft.payload, draft.attributes)
+    content = Content(size_bytes, digest_of(draft.payload), draft.payload, prefix)
     return kernel.cubes.commit(context.who, draft, admission, kernel.cubes.new_key(), content)
 
 
@@ -63,7 +64,7 @@ async def sys_create_cube(context: Context, draft: c.CreateCube) -> c.CreateRepl
     frame = await kernel.pager.allocate(admission.space, draft.size_bytes)
     fill = Fill(draft, admission.space, frame)
     number = context.grant("fill", fill, lambda: kernel.pager.give_back(fill.space, frame))
-    kernel.send_fd(context.session, number, frame.fd)
+    kernel.send_fds(context.session, number, [frame.fd])
     return c.CreateReply(handle=number, size_bytes=draft.size_bytes)
 
 

@@ -1,8 +1,10 @@
 """Handlers about where payloads are: mapping, pinning, hints, eviction, migration, explanation."""
 
+from typing import NamedTuple
+
 from libmem.abi import calls as c
 from libmem.abi.errors import Errno, MemError
-from libmem.abi.structs import Advice, TierName
+from libmem.abi.structs import Advice, CubeType, TierName
 from memosd.kernel.access import WRITE, allows
 from memosd.kernel.dispatch import Context
 from memosd.kernel.namespace import Namespace
@@ -22,19 +24,52 @@ __all__ = [
 ]
 
 
-async def _held(context: Context, name: str, kind: str) -> tuple[Cube, Resident, int]:
-    """Fault a cube in and hold it on the session's behalf: cube, resident, handle."""
+class _Held(NamedTuple):
+    """A cube in RAM, held on a session's behalf."""
+
+    cube: Cube
+    parts: list[tuple[Cube, Resident]]
+    """The cube itself, then what it stands on, nearest first."""
+    handle: int
+
+
+async def _held(context: Context, name: str, kind: str, *, is_whole: bool) -> _Held:
+    """Fault a cube in and hold it. `is_whole`: with what it stands on."""
     kernel = context.kernel
     kernel.sessions.check_room(context.session, kind)
-    while True:
-        cube, space = kernel.cubes.open(context.who, name)
-        resident = await kernel.pager.fault(cube, space)
-        # The fault may have waited: what is handed out is what the name means by now.
-        if kernel.cubes.open(context.who, name)[0].key == cube.key:
-            break
+    parts: list[tuple[Cube, Resident]] = []
+
+    def release() -> None:
+        while parts:
+            kernel.reclaim.release(parts.pop()[1], f"{kind}s")
+
+    try:
+        while True:
+            cube, _ = kernel.cubes.open(context.who, name)
+            await _hold(context, cube, kind, parts)
+            if is_whole and cube.row.type is CubeType.ACTIVATION:
+                for key in list(kernel.parts.prefixes.chain(cube.key)):
+                    await _hold(context, kernel.parts.prefixes.version_of(key), kind, parts)
+            # The faults may have waited: what is handed out is what the name means by now.
+            if kernel.cubes.open(context.who, name)[0].key == cube.key:
+                break
+            release()
+    except MemError:
+        release()
+        raise
+    held = list(parts)
+    number = context.grant(kind, held[0][1], release)
+    return _Held(cube, held, number)
+
+
+async def _hold(
+    context: Context, cube: Cube, kind: str, parts: list[tuple[Cube, Resident]]
+) -> None:
+    kernel = context.kernel
+    space = kernel.parts.namespaces.by_id(cube.row.namespace)
+    resident = await kernel.pager.fault(cube, space)
     kernel.parts.residents.hold(resident, f"{kind}s")
-    number = context.grant(kind, resident, lambda: kernel.reclaim.release(resident, f"{kind}s"))
-    return cube, resident, number
+    parts.append((cube, resident))
 
 
 async def sys_mmap_cube(context: Context, request: c.MmapCube) -> c.MapReply:
@@ -42,17 +77,37 @@ async def sys_mmap_cube(context: Context, request: c.MmapCube) -> c.MapReply:
     cube, _ = kernel.cubes.open(context.who, request.name)
     if cube.version.size_bytes == 0:
         raise MemError(Errno.EINVAL, "an empty payload cannot be mapped", cube=request.name)
-    cube, resident, number = await _held(context, request.name, "map")
-    kernel.send_fd(context.session, number, resident.frame.fd)
+    _check_model(context, cube, request.model)
+    held = await _held(context, request.name, "map", is_whole=request.is_whole)
+    cube = held.cube
+    kernel.send_fds(context.session, held.handle, [part.frame.fd for _, part in held.parts])
     kernel.parts.heat.count_map(cube.id)
     return c.MapReply(
-        handle=number,
+        handle=held.handle,
         id=cube.id,
         version=cube.version.version,
         size_bytes=cube.version.size_bytes,
         type=cube.row.type,
         attributes=cube.version.attributes,
+        bases=tuple(
+            c.MapPart(
+                base.id, base.version.version, base.version.size_bytes, base.version.attributes
+            )
+            for base, _ in held.parts[1:]
+        ),
     )
+
+
+def _check_model(context: Context, cube: Cube, model: str) -> None:
+    """Is it of the model that the caller will use it with? Errors: EMODEL, EOPNOTSUPP."""
+    if not model:
+        return
+    driver = context.kernel.parts.drivers.get(cube.row.type)
+    if driver is None or driver.prefixes is None:
+        raise MemError(Errno.EOPNOTSUPP, f"a {cube.row.type} cube belongs to no model")
+    made_by = driver.prefixes.model_of(cube.version.attributes)
+    if made_by != model:
+        raise MemError(Errno.EMODEL, "computed by another model", cube=cube.row.name, model=made_by)
 
 
 def sys_munmap_cube(context: Context, request: c.MunmapCube) -> c.Done:
@@ -61,8 +116,8 @@ def sys_munmap_cube(context: Context, request: c.MunmapCube) -> c.Done:
 
 
 async def sys_pin_cube(context: Context, request: c.PinCube) -> c.PinReply:
-    _, _, number = await _held(context, request.name, "pin")
-    return c.PinReply(handle=number)
+    held = await _held(context, request.name, "pin", is_whole=True)
+    return c.PinReply(handle=held.handle)
 
 
 def sys_unpin_cube(context: Context, request: c.UnpinCube) -> c.Done:

@@ -16,7 +16,7 @@ from memosd.kernel.events import is_under
 from memosd.kernel.pagetable import Cube
 from memosd.kernel.rows import CubeRow, decode_row
 
-__all__ = ["sys_fsck", "sys_search", "sys_watch"]
+__all__ = ["sys_find_prefix", "sys_fsck", "sys_search", "sys_watch"]
 
 _CANDIDATES_MAX = 16_384
 """How far down the ranking hits are looked for that the caller may see."""
@@ -81,6 +81,32 @@ def _live_row(context: Context, cube_id: bytes) -> CubeRow | None:
     except MemError:
         return None  # damaged: never a hit
     return row if readable else None
+
+
+def sys_find_prefix(context: Context, request: c.FindPrefix) -> c.PrefixReply:
+    kernel = context.kernel
+    under = parse_subtree(request.under)
+    try:
+        model = bytes.fromhex(request.model)
+    except ValueError:
+        raise MemError(Errno.EINVAL, "a model fingerprint is 64 hexadecimal digits") from None
+    if len(request.tokens) % 4:
+        raise MemError(Errno.EINVAL, "token ids are 4 bytes each")
+
+    def may_show(cube_id: bytes) -> bool:
+        row = _live_row(context, cube_id)
+        return row is not None and is_under(row.name, under)
+
+    prefixes = kernel.parts.prefixes
+    match = prefixes.find(_searched(context, under), model, request.tokens, may_show)
+    if match is None:
+        return c.PrefixReply()
+    cube = prefixes.version_of(match.key)
+    return c.PrefixReply(
+        name=f"{cube.row.name}@v{cube.version.version}",
+        tokens=match.tokens,
+        cube_tokens=len(prefixes.tokens_of(match.key)) // 4,
+    )
 
 
 def sys_watch(context: Context, request: c.Watch) -> Coroutine[Any, None, c.WatchReply]:

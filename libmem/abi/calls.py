@@ -147,8 +147,18 @@ class ReadCube(Call[ReadReply], frozen=True):
     """None: to the end, which must not be more than READ_MAX_BYTES away."""
 
 
+class MapPart(Value, frozen=True):
+    """A cube that another one stands on."""
+
+    id: bytes
+    version: int
+    size_bytes: int
+    attributes: dict[str, Any] = {}
+
+
 class MapReply(Value, frozen=True):
-    """The sealed memory's descriptor arrives on the fd socket, tagged with `handle`."""
+    """The sealed memory's descriptor arrives on the fd socket, tagged with `handle`; with it come
+    those of `bases`, in their order."""
 
     handle: int
     id: bytes
@@ -156,10 +166,16 @@ class MapReply(Value, frozen=True):
     size_bytes: int
     type: CubeType
     attributes: dict[str, Any] = {}
+    bases: tuple[MapPart, ...] = ()
+    """What the cube stands on, nearest first; where it was asked for."""
 
 
 class MmapCube(Call[MapReply], frozen=True):
     name: str
+    model: str = ""
+    """The fingerprint that the cube's model must have; empty: any, or none."""
+    is_whole: bool = False
+    """With what the cube stands on, where it holds only a part."""
 
 
 class MunmapCube(Call[Done], frozen=True):
@@ -258,6 +274,25 @@ class Search(Call[SearchReply], frozen=True):
     under: str = "/"
     k: int = 10
     types: tuple[CubeType, ...] = ()
+
+
+class PrefixReply(Value, frozen=True):
+    """`tokens` is 0 and `name` empty where no cube begins as the prompt does."""
+
+    name: str = ""
+    """With its version: `/ns/path@v1`."""
+    tokens: int = 0
+    """Shared with the prompt, from position 0 on."""
+    cube_tokens: int = 0
+    """All that the cube has."""
+
+
+class FindPrefix(Call[PrefixReply], frozen=True):
+    model: str
+    """Fingerprint: 64 hexadecimal digits."""
+    tokens: bytes
+    """The prompt's token ids: u32, little endian."""
+    under: str = "/"
 
 
 class WatchReply(Value, frozen=True):

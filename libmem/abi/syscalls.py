@@ -72,6 +72,7 @@ _MADE = (
     E.EPERM,
     E.EBUSY,
     E.ECORRUPT,
+    E.EMODEL,
 )
 _FAULT = (*_NAME, E.ENOMEM, E.EDQUOT, E.ECORRUPT, E.EMFILE)
 
@@ -114,7 +115,8 @@ SYSCALLS: Final[tuple[Syscall, ...]] = (
         blocks=True,
     ),
     Syscall(
-        7, "mmap_cube", c.MmapCube, c.MapReply, Access.READ, _FAULT,
+        7, "mmap_cube", c.MmapCube, c.MapReply, Access.READ,
+        (*_FAULT, E.EMODEL, E.EOPNOTSUPP),
         "Hand out the payload's sealed memory; faults it in, verified, where it is not in RAM.",
         blocks=True,
     ),
@@ -239,6 +241,11 @@ SYSCALLS: Final[tuple[Syscall, ...]] = (
         31, "batch", c.Batch, c.BatchReply, Access.SESSION, (E.EINVAL, E.EOPNOTSUPP, E.ENOSPC),
         "Many calls in one message and few durable commits; each succeeds or fails alone.",
         blocks=True, is_mutation=True,
+    ),
+    Syscall(
+        33, "find_prefix", c.FindPrefix, c.PrefixReply, Access.SESSION,
+        (E.EINVAL, E.ENAMETOOLONG, E.ENOENT, E.EACCES),
+        "Find the cube that shares the longest prefix with a prompt's tokens, for one model.",
     ),
 )  # fmt: skip
 

@@ -131,7 +131,7 @@ def test_sizes_and_limits(client: libmem.Client) -> None:
         client.write("/t/x", "", governance=Governance(mode=0o7777))
     assert mode.value.errno is Errno.EINVAL
     with pytest.raises(MemError) as type_:
-        client.write("/t/x", b"", type=CubeType.ACTIVATION)
+        client.write("/t/x", b"", type=CubeType.PARAMETRIC)
     assert type_.value.errno is Errno.EOPNOTSUPP
 
 

@@ -115,24 +115,28 @@ class FakeGate:
     def __init__(self) -> None:
         self.fds: dict[tuple[int, int], int] = {}
         """(session number, handle) -> descriptor"""
+        self.bases: dict[tuple[int, int], list[int]] = {}
+        """The descriptors of what that stands on."""
         self.failure: MemError | None = None
         self.is_stopped = False
 
-    def send_fd(self, session: Session, handle: int, fd: int) -> None:
+    def send_fds(self, session: Session, handle: int, fds: Sequence[int]) -> None:
         if self.failure is not None:
             raise self.failure
-        self.fds[session.number, handle] = os.dup(fd)
+        self.fds[session.number, handle] = os.dup(fds[0])
+        self.bases[session.number, handle] = [os.dup(fd) for fd in fds[1:]]
 
     def stop(self) -> None:
         self.is_stopped = True
 
     def close(self, session: int, handle: int) -> None:
         """The client closes what it was sent."""
-        os.close(self.fds.pop((session, handle)))
+        for fd in (self.fds.pop((session, handle)), *self.bases.pop((session, handle))):
+            os.close(fd)
 
     def close_all(self) -> None:
-        while self.fds:
-            os.close(self.fds.popitem()[1])
+        for session, handle in tuple(self.fds):
+            self.close(session, handle)
 
 
 class FakePeer:

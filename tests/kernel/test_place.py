@@ -262,7 +262,7 @@ def test_a_client_gone_before_its_descriptor_was_sent_holds_nothing(
     def gone(session: Session, handle: int, fd: int) -> None:
         user.world.kernel.gone(session)
 
-    monkeypatch.setattr(world.gate, "send_fd", gone)
+    monkeypatch.setattr(world.gate, "send_fds", gone)
     user.start(c.MmapCube(name="/n/a"))
     world.settle()
     assert user.session.handles == {}

@@ -78,8 +78,8 @@ def test_descriptors_wait_for_their_reply_in_any_order() -> None:
     first, second = a_descriptor(), a_descriptor()
     ledger.park(encode(FdTag(1, 1)), [first])
     ledger.park(encode(FdTag(2, 1)), [second])
-    assert ledger.unpark(2) == second
-    assert ledger.unpark(1) == first
+    assert ledger.unpark(2) == [second]
+    assert ledger.unpark(1) == [first]
     os.close(first)
     os.close(second)
 
@@ -88,7 +88,7 @@ def test_a_tag_whose_descriptor_was_lost_on_the_way_says_so() -> None:
     ledger = Ledger()
     ledger.park(encode(FdTag(1, 1)), [])
     assert ledger.has_parked(1)
-    assert ledger.unpark(1) == -1
+    assert ledger.unpark(1) == []
 
 
 def test_what_is_no_tag_is_refused_and_its_descriptor_closed() -> None:
