@@ -51,5 +51,5 @@ $(STAMP): pyproject.toml constraints.txt
 	@[ -x $(PY) ] || $(PYTHON) -m venv $(VENV)
 	@$(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt setuptools
 	@$(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt \
-		--no-build-isolation --editable '.[dev]'
+		--no-build-isolation --editable '.[dev,models]'
 	@touch $@
