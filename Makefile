@@ -10,7 +10,7 @@ STAMP  := $(VENV)/.made-$(shell printf '%s' '$(CURDIR)' | cksum | cut -d' ' -f1)
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help dev demo test check bench docs clean
+.PHONY: help dev demo test check bench models try-models docs clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -18,10 +18,10 @@ help:  ## list the targets
 dev: $(STAMP)  ## make .venv: this checkout, editable, with all that check and test need
 	@echo '$(VENV) is ready: $(VENV)/bin/memosd --user, $(VENV)/bin/memctl status'
 
-demo: $(STAMP)  ## start a daemon and watch two processes share memories through it
+demo: try-models  ## start a daemon and watch two processes share memories through it
 	@$(PY) -m memosd.tools.demo
 
-test: $(STAMP)  ## run the tests (ARGS='...' goes to pytest)
+test: try-models  ## run the tests (ARGS='...' goes to pytest)
 	@$(PY) -m pytest -q -n 2 $(ARGS)
 
 check: $(STAMP)  ## formatting, lint, types, one-way imports
@@ -32,6 +32,13 @@ check: $(STAMP)  ## formatting, lint, types, one-way imports
 
 bench: $(STAMP)  ## run every benchmark against its physical limit
 	@$(VENV)/bin/memos-bench all
+
+models: $(STAMP)  ## fetch the models of tests, benchmarks and demo into ~/.cache/memosd/models
+	@$(PY) -m memosd.tools.models
+
+# Without a registry all but what needs weights still runs.
+try-models: $(STAMP)
+	@$(PY) -m memosd.tools.models --optional
 
 docs: $(STAMP)  ## write docs/syscalls.md and docs/man again, from the code
 	@$(PY) -m memosd.tools.docs
