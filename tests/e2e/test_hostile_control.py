@@ -12,7 +12,7 @@ import libmem.aio
 from libmem.abi import calls as c
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.limits import BATCH_MAX_CALLS, FRAME_MAX_BYTES, READ_MAX_BYTES
-from libmem.abi.syscalls import BY_NAME, SYSCALLS
+from libmem.abi.syscalls import BY_NAME, BY_NUMBER, SYSCALLS
 from tests.e2e.actor import Actor
 from tests.e2e.daemon import Daemon, eventually
 from tests.e2e.raw import RawPeer, is_hung_up
