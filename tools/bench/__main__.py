@@ -23,6 +23,7 @@ _BENCHMARKS: Final = {
     "put": ("memosd.tools.bench.put", "durable writes against LMDB alone"),
     "mmap": ("memosd.tools.bench.mapping", "large payloads against pickle, memfd and read"),
     "scale": ("memosd.tools.bench.scale", "a million small cubes"),
+    "prefix": ("memosd.tools.bench.prefix", "the longest prefix among 10,000 KV cubes"),
 }
 
 
