@@ -23,6 +23,8 @@ _BENCHMARKS: Final = {
     "put": ("memosd.tools.bench.put", "durable writes against LMDB alone"),
     "mmap": ("memosd.tools.bench.mapping", "large payloads against pickle, memfd and read"),
     "scale": ("memosd.tools.bench.scale", "a million small cubes"),
+    "kv": ("memosd.tools.bench.kv", "a mapped prefix against prefill and an in-process cache"),
+    "share": ("memosd.tools.bench.share", "memory of many processes over one prefix"),
     "prefix": ("memosd.tools.bench.prefix", "the longest prefix among 10,000 KV cubes"),
 }
 

@@ -7,7 +7,7 @@ its number, which makes it distinct and findable, and goes on with a passage of 
 import re
 from functools import cache
 
-__all__ = ["NOTE_MIN_BYTES", "note"]
+__all__ = ["NOTE_MIN_BYTES", "note", "reference"]
 
 NOTE_MIN_BYTES = 32
 """Shorter notes would hold little but their number."""
@@ -17,7 +17,7 @@ _STRIDE = 7919
 
 
 @cache
-def _reference() -> str:
+def reference() -> str:
     from pydoc_data.topics import topics
 
     prose = re.sub(r"[\W_]*\s[\W_]*", " ", " ".join(topics.values()))
@@ -26,7 +26,7 @@ def _reference() -> str:
 
 def note(number: int, size_bytes: int) -> str:
     """Note `number`: ASCII, exactly `size_bytes` long, which is at least NOTE_MIN_BYTES."""
-    text = _reference()
+    text = reference()
     head = f"Note {number} "
     start = text.find(" ", number * _STRIDE % (len(text) - 2 * size_bytes)) + 1
     return head + text[start : start + size_bytes - len(head)]
