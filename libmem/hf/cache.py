@@ -1,0 +1,161 @@
+"""A transformers cache over mapped memory, and how one is made from a cube.
+
+Owns the way from a cube's name to a cache that `model(...)` and `model.generate(...)` take as
+`past_key_values`. Invariant: nobody gets a cache of another model's or another text's rows; the
+fingerprint is compared by the daemon and here, the token ids here.
+
+Public through `libmem.hf`.
+"""
+
+import weakref
+from typing import Any, Protocol, TypedDict, Unpack, cast
+
+import torch
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import Cache
+
+from libmem.abi.errors import Errno, MemError
+from libmem.fill import Fill
+from libmem.hf.fingerprint import fingerprint
+from libmem.hf.kinds import windows_of
+from libmem.hf.layers import HEADROOM_TOKENS, MappedLayer, Readers, Source
+from libmem.hf.prefix import Parts, Prefix
+from libmem.operations import CubeOptions
+
+__all__ = ["KvClient", "MapOptions", "MappedCache", "map_cache", "new_cache"]
+
+
+class PrefixFound(Protocol):
+    """The cube that shares most tokens with a prompt."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def cube_tokens(self) -> int: ...
+
+
+class KvClient(Protocol):
+    """What of a client is needed here."""
+
+    def create(self, name: str, size_bytes: int, **options: Unpack[CubeOptions]) -> Fill: ...
+    def find_prefix(self, model: str, tokens: bytes, *, under: str = "/") -> PrefixFound: ...
+    def map_parts(self, name: str, *, model: str = "") -> Parts: ...
+    def make_namespace(self, name: str, mode: int | None = None) -> Any: ...
+
+
+class MapOptions(TypedDict, total=False):
+    """How a cube is mapped."""
+
+    tokens: int | None
+    """The first so many tokens only; all, where none is given."""
+    token_ids: "torch.Tensor | list[int] | None"
+    """The prompt. Its first `tokens` tokens must be those that the cube holds."""
+    rows: int
+    """Rows of the batch, all with this prefix; 1 where none is given."""
+    room_tokens: int
+    """Prefix and new tokens together; more is reserved when it is used up."""
+
+
+class MappedCache(Cache):
+    """What a process sees of a stored prefix, and its own tokens behind it.
+
+    `copy.deepcopy` gives a second cache that shares the prefix. Dropped, it unmaps.
+    """
+
+    def __init__(self, layers: list[MappedLayer], prefix: Prefix | None = None) -> None:
+        super().__init__(layers=[*layers])
+        self.prefix = prefix
+        self.model: weakref.ref[PreTrainedModel] | None = None
+        """Whose rows these are."""
+
+    @property
+    def shared_tokens(self) -> int:
+        """How many of the stored prefix's tokens are still in use: less after a deep `crop`."""
+        return min(layer.shared_tokens for layer in self.mapped_layers)
+
+    @property
+    def mapped_layers(self) -> list[MappedLayer]:
+        """The layers, as what they are."""
+        return cast("list[MappedLayer]", self.layers)
+
+
+def map_cache(
+    client: KvClient, name: str, model: PreTrainedModel, **options: Unpack[MapOptions]
+) -> Cache:
+    """The stored prefix `name` as a cache for `model`: mapped, or copied to an accelerator.
+
+    Errors: ENOENT, EACCES, EMODEL (another model's), EINVAL (other tokens, or too many),
+    EOPNOTSUPP, EILSEQ, ENOMEM.
+    """
+    windows = windows_of(model.config)  # refuses what cannot be stored
+    model_digest = fingerprint(model)
+    parts = client.map_parts(name, model=model_digest)
+    try:
+        prefix = Prefix(parts, options.get("tokens"))
+        if prefix.header.model != model_digest:
+            raise MemError(Errno.EMODEL, f"{prefix.name} is of another model")
+        if len(windows) != len(prefix.shapes):
+            raise MemError(Errno.EILSEQ, f"{prefix.name} has {len(prefix.shapes)} layers")
+        _compare_tokens(prefix, options.get("token_ids"))
+        mapped = _mapped(prefix, windows, options)
+    except MemError:
+        parts.give_back()  # now: whoever keeps the error would keep the mapping alive
+        parts.close_descriptors()
+        raise
+    mapped.model = weakref.ref(model)
+    return mapped if model.device.type == "cpu" else _on_device(mapped, model.device)
+
+
+def _mapped(prefix: Prefix, windows: list[int], options: MapOptions) -> MappedCache:
+    rows = options.get("rows", 1)
+    room_tokens = options.get("room_tokens", prefix.tokens + HEADROOM_TOKENS)
+    readers = Readers()
+    layers = [
+        MappedLayer(
+            Source(prefix, layer, prefix.tokens, rows),
+            room_tokens=room_tokens,
+            window=window,
+            readers=readers,
+        )
+        for layer, window in enumerate(windows)
+    ]
+    return MappedCache(layers, prefix)
+
+
+def new_cache(model: PreTrainedModel, *, room_tokens: int = HEADROOM_TOKENS) -> Cache:
+    """An empty cache that keeps all tokens of all layers, so that it can be stored.
+
+    Errors: EOPNOTSUPP (a layer whose cache cannot be stored).
+    """
+    windows = windows_of(model.config)
+    if model.device.type != "cpu":
+        return DynamicCache()
+    readers = Readers()
+    layers = [
+        MappedLayer(room_tokens=room_tokens, window=window, readers=readers) for window in windows
+    ]
+    empty = MappedCache(layers)
+    empty.model = weakref.ref(model)
+    return empty
+
+
+def _compare_tokens(prefix: Prefix, token_ids: "torch.Tensor | list[int] | None") -> None:
+    if token_ids is None:
+        return
+    wanted = token_ids.flatten().tolist() if isinstance(token_ids, torch.Tensor) else token_ids
+    held = prefix.token_ids()
+    if held != list(wanted[: prefix.tokens]):
+        pairs = zip(held, wanted, strict=False)
+        same = next((at for at, (a, b) in enumerate(pairs) if a != b), len(wanted))
+        raise MemError(
+            Errno.EINVAL, f"{prefix.name} holds another text from token {same} on", tokens=same
+        )
+
+
+def _on_device(mapped: MappedCache, device: torch.device) -> DynamicCache:
+    copied = DynamicCache()
+    for index, layer in enumerate(mapped.mapped_layers):
+        copied.update(layer.keys.to(device), layer.values.to(device), index)
+    return copied

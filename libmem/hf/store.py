@@ -1,0 +1,228 @@
+"""Caches into cubes: what is stored, and how it gets there without a copy in between.
+
+Owns the header of what is stored. Invariant: a row is stored only if it is the key or value of
+exactly one of the token ids beside it; whatever cannot be known to be so is refused.
+
+Public through `libmem.hf`.
+"""
+
+from itertools import groupby
+from typing import Any, NamedTuple, TypedDict, Unpack
+
+import msgspec
+import torch
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+
+from libmem.abi.calls import WriteReply
+from libmem.abi.errors import Errno, MemError
+from libmem.abi.kv import (
+    KV_ATTRIBUTE,
+    KV_CHAIN_MAX,
+    KvDtype,
+    KvHeader,
+    KvLayers,
+    layout_of,
+    pack_tokens,
+    planes_of,
+)
+from libmem.abi.structs import CubeType, Durability
+from libmem.hf.cache import KvClient, MappedCache
+from libmem.hf.fingerprint import fingerprint
+from libmem.hf.kinds import windows_of
+from libmem.hf.layers import MappedLayer
+
+__all__ = ["Rows", "SaveOptions", "fork", "rows_of", "save_cache", "save_rows"]
+
+
+class SaveOptions(TypedDict, total=False):
+    """What of a cache is stored, and how."""
+
+    row: int
+    """The row of the batch; 0 where none is given."""
+    tokens: int | None
+    """The first so many tokens; all that the cache holds, where none is given."""
+    base: MappedCache | None
+    """The cache whose mapped prefix the new cube stands on, instead of holding it again."""
+    attention_mask: torch.Tensor | None
+    """[rows, tokens], as the model had it: a row with padding is refused."""
+    durability: Durability
+    """`cache` where none is given. A `durable` cube holds all its tokens itself."""
+    expected_version: int | None
+
+
+class Rows(NamedTuple):
+    """One row of a cache, ready to be stored: views, nothing is copied."""
+
+    header: KvHeader
+    token_ids: list[int]
+    states: list[torch.Tensor]
+    """Keys, values of each layer, [heads, tokens, dim], from `header.start` on."""
+    parents: tuple[str, ...]
+
+
+def save_cache(
+    client: KvClient,
+    name: str,
+    model: PreTrainedModel,
+    cache: Cache,
+    token_ids: "torch.Tensor | list[int]",
+    **options: Unpack[SaveOptions],
+) -> WriteReply:
+    """Store a row of a cache under `name`, as a cube of type `activation`.
+
+    `token_ids` are those that the rows were computed from, position 0 first.
+    Errors: EINVAL (fewer ids than tokens), EOPNOTSUPP (a cache that cannot be stored; the message
+    names the layer), and what `create` and `seal` list.
+    """
+    return save_rows(client, name, rows_of(model, cache, token_ids, **options), **options)
+
+
+def fork(
+    client: KvClient,
+    name: str,
+    cache: MappedCache,
+    token_ids: "torch.Tensor | list[int]",
+    **options: Unpack[SaveOptions],
+) -> WriteReply:
+    """Store a mapped cache as a child of the cube that it maps: only what is behind the prefix.
+
+    Whole where the cube is to be durable, or stands on as many as it may.
+    Errors: those of `save_cache`; EMODEL (the model's weights changed since it was mapped).
+    """
+    model = cache.model() if cache.model is not None else None
+    if model is None:
+        raise MemError(Errno.EINVAL, "the model of this cache is gone")
+    if cache.prefix is not None and cache.prefix.header.model != fingerprint(model):
+        raise MemError(Errno.EMODEL, "the model was changed since it mapped this prefix")
+    options.setdefault("base", cache)
+    return save_cache(client, name, model, cache, token_ids, **options)
+
+
+def rows_of(
+    model: PreTrainedModel,
+    cache: Cache,
+    token_ids: "torch.Tensor | list[int]",
+    **options: Unpack[SaveOptions],
+) -> Rows:
+    """What `save_cache` would store. Errors: EINVAL, EOPNOTSUPP."""
+    windows = windows_of(model.config)
+    row = options.get("row", 0)
+    _refuse_padding(options.get("attention_mask"), row)
+    if len(cache.layers) != len(windows):
+        raise MemError(Errno.EINVAL, f"a cache of {len(cache.layers)} layers, not {len(windows)}")
+    held = [_states(at, layer, row) for at, layer in enumerate(cache.layers)]
+    asked = options.get("tokens")
+    tokens = held[0][0].shape[1] if asked is None else asked
+    ids = token_ids.flatten().tolist() if isinstance(token_ids, torch.Tensor) else list(token_ids)
+    if (
+        tokens < 1
+        or len(ids) < tokens
+        or any(each.shape[1] < tokens for two in held for each in two)
+    ):
+        raise MemError(Errno.EINVAL, f"not {tokens} tokens in every layer, or {len(ids)} ids")
+    header = KvHeader(fingerprint(model), _dtype(held), _runs(held, windows), tokens)
+    start = 0
+    base = options.get("base")
+    if base is not None and options.get("durability") != Durability.DURABLE:
+        start = _start_on(base, header, ids)
+    parents = (base.prefix.name,) if start and base and base.prefix else ()
+    states = [each[:, start:tokens] for two in held for each in two]
+    return Rows(msgspec.structs.replace(header, start=start), ids[start:tokens], states, parents)
+
+
+def save_rows(
+    client: KvClient, name: str, rows: Rows, **options: Unpack[SaveOptions]
+) -> WriteReply:
+    """Write rows into a cube's memory, and commit it."""
+    fill = client.create(
+        name,
+        layout_of(rows.header).size_bytes,
+        type=CubeType.ACTIVATION,
+        attributes={KV_ATTRIBUTE: msgspec.to_builtins(rows.header)},
+        parents=rows.parents,
+        durability=options.get("durability", Durability.CACHE),
+        expected_version=options.get("expected_version"),
+    )
+    with fill:
+        _write(fill.buffer, rows)
+        return fill.seal()
+
+
+def _write(memory: memoryview, rows: Rows) -> None:
+    packed = pack_tokens(rows.token_ids)
+    memory[: len(packed)] = packed
+    header, capacity = rows.header, layout_of(rows.header).capacity_tokens
+    firsts = [plane for plane in planes_of(header) if plane.head == 0]
+    for plane, states in zip(firsts, rows.states, strict=True):
+        heads, tokens, dim = states.shape
+        room = torch.frombuffer(
+            memory,
+            dtype=states.dtype,
+            count=heads * capacity * dim,
+            offset=plane.offset_bytes,
+        ).view(heads, capacity, dim)
+        with torch.no_grad():
+            room[:, :tokens].copy_(states)
+
+
+def _refuse_padding(attention_mask: torch.Tensor | None, row: int) -> None:
+    if attention_mask is not None and not bool((attention_mask[row] != 0).all()):
+        raise MemError(Errno.EOPNOTSUPP, f"row {row} is padded: its positions are not its own")
+
+
+def _states(at: int, layer: Any, row: int) -> tuple[torch.Tensor, torch.Tensor]:
+    kind = type(layer)
+    if kind not in {DynamicLayer, DynamicSlidingWindowLayer, MappedLayer}:
+        raise MemError(Errno.EOPNOTSUPP, f"layer {at} is a {kind.__name__}: it is not stored")
+    if not layer.is_initialized:
+        raise MemError(Errno.EINVAL, f"layer {at} holds nothing yet")
+    keys, values = layer.keys, layer.values
+    if keys.dim() != 4 or values.dim() != 4 or keys.shape[:3] != values.shape[:3]:
+        raise MemError(
+            Errno.EOPNOTSUPP,
+            f"layer {at} holds {tuple(keys.shape)} and {tuple(values.shape)}, no keys and values",
+        )
+    if layer.get_seq_length() != keys.shape[2]:
+        raise MemError(
+            Errno.EOPNOTSUPP,
+            f"layer {at} is a sliding window that dropped its first tokens: "
+            "compute them into new_cache(), which keeps all",
+        )
+    if not 0 <= row < keys.shape[0]:
+        raise MemError(Errno.EINVAL, f"there is no row {row} among {keys.shape[0]}")
+    return keys[row].detach(), values[row].detach()
+
+
+def _dtype(held: list[tuple[torch.Tensor, torch.Tensor]]) -> KvDtype:
+    found = {str(each.dtype).removeprefix("torch.") for two in held for each in two}
+    try:
+        (name,) = found
+        return KvDtype(name)
+    except ValueError:
+        raise MemError(Errno.EOPNOTSUPP, f"a cache of {sorted(found)} is not stored") from None
+
+
+def _runs(
+    held: list[tuple[torch.Tensor, torch.Tensor]], windows: list[int]
+) -> tuple[KvLayers, ...]:
+    shapes = [
+        (keys.shape[0], keys.shape[2], values.shape[2], window)
+        for (keys, values), window in zip(held, windows, strict=True)
+    ]
+    return tuple(KvLayers(len(list(run)), *shape) for shape, run in groupby(shapes))
+
+
+def _start_on(base: MappedCache, header: KvHeader, ids: list[int]) -> int:
+    """The first token to be stored by a child of what `base` maps; 0: it must hold all itself."""
+    prefix = base.prefix
+    if prefix is None or prefix.parts_count >= KV_CHAIN_MAX:
+        return 0
+    if prefix.header.model != header.model or prefix.header.layers != header.layers:
+        raise MemError(Errno.EMODEL, f"{prefix.name} is of another model")
+    # At least one token must be the child's own.
+    shared = min(base.shared_tokens, header.tokens - 1)
+    start = shared // prefix.grain_tokens * prefix.grain_tokens
+    if start and prefix.token_ids()[:start] != ids[:start]:
+        raise MemError(Errno.EINVAL, f"{prefix.name} holds another text")
+    return start
