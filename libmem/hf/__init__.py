@@ -9,18 +9,22 @@
 `attach(model, client)` does both by itself. Needs the extra `models`: torch and transformers.
 """
 
+from libmem.hf.attach import Attached, Stats, attach
 from libmem.hf.cache import MapOptions, MappedCache, map_cache, new_cache
 from libmem.hf.fingerprint import fingerprint, refresh
 from libmem.hf.layers import MappedLayer
 from libmem.hf.store import SaveOptions, fork, save_cache
 
 __all__ = [
+    "attach",
     "map_cache",
     "new_cache",
     "save_cache",
     "fork",
     "fingerprint",
     "refresh",
+    "Attached",
+    "Stats",
     "MapOptions",
     "SaveOptions",
     "MappedCache",

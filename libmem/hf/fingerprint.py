@@ -80,8 +80,9 @@ def fingerprint(model: nn.Module) -> str:
 
     Errors: EOPNOTSUPP (weights that are not in memory as plain tensors).
     """
-    tensors = list(_tensors(model))
-    described = _described(model)
+    modules = list(_modules(model))
+    tensors = list(_tensors(modules))
+    described = _described(model, modules)
     known = _known.get(model)
     if known and known.described == described and _are_as_before(tensors, known.held):
         return known.digest
@@ -98,9 +99,21 @@ def refresh(model: nn.Module) -> str:
     return fingerprint(model)
 
 
-def _tensors(model: nn.Module) -> Iterator[torch.Tensor]:
-    # `named_parameters` would cost three times as much, with every question.
-    for module in model.modules():
+def _modules(model: nn.Module) -> Iterator[nn.Module]:
+    # `model.modules()` builds a name for each; this is asked before every prompt.
+    left, seen = [model], {model}
+    while left:
+        module = left.pop()
+        yield module
+        children = [
+            child for child in module._modules.values() if child is not None and child not in seen
+        ]
+        seen.update(children)
+        left += children
+
+
+def _tensors(modules: list[nn.Module]) -> Iterator[torch.Tensor]:
+    for module in modules:
         for tensors in (module._parameters, module._buffers):
             for tensor in tensors.values():
                 if tensor is not None:
@@ -122,11 +135,11 @@ def _are_as_before(tensors: list[torch.Tensor], held: list[_Held]) -> bool:
     )
 
 
-def _described(model: nn.Module) -> bytes:
+def _described(model: nn.Module, modules: list[nn.Module]) -> bytes:
     """What is not a tensor: class, configuration, adapters."""
     adapters = [
         [repr(getattr(module, name, None)) for name in _ADAPTER_STATE]
-        for module in model.modules()
+        for module in modules
         if hasattr(type(module), "merged_adapters")  # of the class: modules search slowly
     ]
     config = getattr(model, "config", None)

@@ -218,17 +218,18 @@ class MappedLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # its __init_
         # Tensors made in inference mode could not be written to outside of it.
         with torch.inference_mode(False):
             flat = torch.frombuffer(region, dtype=self.dtype, count=len(region) // shape.item_bytes)
-            rooms = [
-                flat.narrow(0, start, rows * shape.heads * room_tokens * dim).view(
-                    rows, shape.heads, room_tokens, dim
+            self._key_room, self._value_room = (
+                flat.as_strided(
+                    (rows, shape.heads, room_tokens, dim),
+                    (shape.heads * room_tokens * dim, room_tokens * dim, dim, 1),
+                    start,
                 )
                 for start, dim in (
                     (0, shape.key_dim),
                     (region.values_offset_bytes // shape.item_bytes, shape.value_dim),
                 )
-            ]
+            )
         self._region = region
-        self._key_room, self._value_room = rooms
 
     def _show(self, used: int) -> None:
         self.keys = self._key_room.narrow(2, 0, used)

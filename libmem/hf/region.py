@@ -13,7 +13,7 @@ import ctypes
 import mmap
 import os
 import threading
-import weakref
+from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import lru_cache
@@ -46,8 +46,11 @@ _libc.mmap.argtypes = [
 ]
 _FAILED: Final = ctypes.c_void_p(-1).value
 
-_live: "weakref.WeakSet[Region]" = weakref.WeakSet()
-_live_lock = threading.Lock()
+_ended: "deque[int]" = deque()
+"""VMAs of regions that are gone. A region may be collected at any moment, in the middle of what
+holds the lock too: so it only appends here, and who counts next takes them off."""
+_counting = threading.Lock()
+_vmas_held = 0
 
 
 class _Plane(NamedTuple):
@@ -66,6 +69,7 @@ class Region(mmap.mmap):
     rows: int
     room_tokens: int
     vmas: int
+    """Counted for what is mapped in it."""
     _prefix: Prefix | None
 
     def __new__(cls, shape: LayerShape, rows: int, room_tokens: int) -> "Region":
@@ -89,11 +93,15 @@ class Region(mmap.mmap):
             with suppress(OSError):  # a kernel without huge pages
                 self.madvise(mmap.MADV_NOHUGEPAGE)
         self.shape, self.rows, self.room_tokens = shape, rows, room_tokens
-        self.vmas, self._prefix = 1, None
+        self.vmas, self._prefix = 0, None
         return self
 
     def __init__(self, shape: LayerShape, rows: int, room_tokens: int) -> None:
         """All is done in `__new__`, where mmap does it."""
+
+    def __del__(self) -> None:
+        if getattr(self, "vmas", 0):
+            _ended.append(self.vmas)
 
     @property
     def values_offset_bytes(self) -> int:
@@ -137,11 +145,14 @@ class Region(mmap.mmap):
                     target += self.room_tokens * row_bytes
 
     def _reserve_vmas(self, vmas: int) -> bool:
-        with _live_lock:
-            if sum(region.vmas for region in tuple(_live)) + vmas > _vmas_allowed():
+        global _vmas_held  # noqa: PLW0603
+        with _counting:
+            while _ended:
+                _vmas_held -= _ended.popleft()
+            if _vmas_held + vmas > _vmas_allowed():
                 return False
+            _vmas_held += vmas
             self.vmas = vmas
-            _live.add(self)
             return True
 
     def _map(self, planes: list[_Plane]) -> bool:
@@ -156,7 +167,6 @@ class Region(mmap.mmap):
         return True
 
     def _copy(self, prefix: Prefix, planes: list[_Plane]) -> None:
-        self.vmas = 1
         with memoryview(self) as memory:
             for fd, source, target, size_bytes in planes:
                 at = 0
