@@ -5,12 +5,11 @@ all of them together is the sum of their proportional set sizes (Pss in /proc/PI
 that n processes map counts 1/n in each) over the memory of the cube; the limit is one copy.
 """
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import libmem
 from libmem.abi.errors import Errno, MemError
@@ -18,12 +17,12 @@ from memosd.tools.bench.daemon import private_daemon
 from memosd.tools.bench.process import workers
 from memosd.tools.bench.prompts import load_model, prompt_of, question_of
 from memosd.tools.bench.report import Report, at_most, row
+from memosd.tools.smaps import mapped_cubes
 
 __all__ = ["FULL", "QUICK", "Plan", "measure"]
 
 _NAMESPACE: Final = "/bench"
 _CUBE: Final = f"{_NAMESPACE}/prefix"
-_VMA: Final = re.compile(r"^[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ \d+ *(.*)$")
 
 
 @dataclass(frozen=True)
@@ -35,15 +34,6 @@ class Plan:
 
 FULL = Plan()
 QUICK = Plan(processes=3, tokens=512, new_tokens=8)
-
-
-class Held(NamedTuple):
-    """What one process holds of the mapping, in KiB."""
-
-    pss: int
-    rss: int
-    private: int
-    """Copied on write."""
 
 
 def measure(plan: Plan, directory: Path) -> Report:
@@ -119,20 +109,5 @@ def _generator(runtime_dir: Path, plan: Plan) -> Iterator[Callable[[Any], Any]]:
             )
             return tuple(made[0, ids.shape[1] :].tolist())
 
-        orders: dict[str, Callable[[], Any]] = {"generate": generate, "measure": _held}
+        orders: dict[str, Callable[[], Any]] = {"generate": generate, "measure": mapped_cubes}
         yield lambda order: orders[order]()
-
-
-def _held() -> Held:
-    """Sums over the areas of this process that map a cube's memory."""
-    sums = {"Pss": 0, "Rss": 0, "Private_Dirty": 0}
-    is_ours = False
-    for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
-        area = _VMA.match(line)
-        if area is not None:
-            is_ours = area[1].startswith("/memfd:")
-            continue
-        field, _, value = line.partition(":")
-        if is_ours and field in sums:
-            sums[field] += int(value.split()[0])
-    return Held(sums["Pss"], sums["Rss"], sums["Private_Dirty"])

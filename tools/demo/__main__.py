@@ -13,6 +13,7 @@ from libmem.abi.calls import StatCube
 from libmem.abi.digest import digest_of
 from libmem.abi.errors import Errno, MemError
 from memosd.tools.demo.documents import LIBRARY, Document, gather
+from memosd.tools.demo.reading import play_reading
 from memosd.tools.demo.stage import Stage
 
 __all__ = ["main"]
@@ -60,6 +61,7 @@ def _play(stage: Stage) -> None:
     library = _ingest(stage, documents)
     best = _search(stage)
     large_digest = _share(stage)
+    play_reading(stage)
     _count(stage)
     thoughts = _cut_off(stage)
     _return(stage, library, thoughts, (best, large_digest))

@@ -19,6 +19,8 @@ from types import TracebackType
 from typing import Any, Final
 
 from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
 from rich.text import Text
 
 import libmem
@@ -39,10 +41,12 @@ _SOCKET_PATH_BYTES: Final = 107
 class Actor:
     """One child process in a role; what it says arrives line by line."""
 
-    def __init__(self, role: str, arguments: tuple[str, ...], environment: dict[str, str]) -> None:
+    def __init__(
+        self, module: str, role: str, arguments: tuple[str, ...], environment: dict[str, str]
+    ) -> None:
         self.role = role
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "memosd.tools.demo.actors", role, *arguments],
+            [sys.executable, "-m", f"memosd.tools.demo.{module}", role, *arguments],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -157,7 +161,14 @@ class Stage:
 
     def actor(self, role: str, *arguments: str) -> Actor:
         """Start another process in a role of actors.py."""
-        actor = Actor(role, arguments, self._environment)
+        return self._start("actors", role, arguments)
+
+    def thinker(self, role: str, *arguments: str) -> Actor:
+        """Start another process in a role of thinkers.py: one that runs a model."""
+        return self._start("thinkers", role, arguments)
+
+    def _start(self, module: str, role: str, arguments: tuple[str, ...]) -> Actor:
+        actor = Actor(module, role, arguments, self._environment)
         self._actors.append(actor)
         return actor
 
@@ -195,6 +206,10 @@ class Stage:
         """One line of somebody's text, cut where the screen ends."""
         line = Text.assemble(" " * _INDENT, *parts)
         self.console.print(line, no_wrap=True, overflow="ellipsis")
+
+    def show(self, table: Table) -> None:
+        """A table, in line with what is told."""
+        self.console.print(Padding(table, (0, 0, 0, _INDENT)))
 
     def verify(self, is_true: bool, claim: str) -> None:
         """Print the claim as checked. Errors: EIO when it is not true."""
