@@ -277,7 +277,7 @@ class Cubes:
             self._table.put_cube(cube_id, row)
         else:
             row = self.succeed(existing, version, admission.governance, admission.durability)
-        self._table.log(EventKind.WRITE, cube_id, row, actor_uid=who.uid)
+        self._table.log.note(EventKind.WRITE, cube_id, row, actor_uid=who.uid)
         return WriteReply(id=cube_id, version=version.version, digest=content.digest)
 
     def _new_row(
@@ -350,7 +350,7 @@ class Cubes:
         self._namespaces.charge(space, charge)
         row = self.succeed(cube, version, governance)
         self._residents.reprioritise(cube.key, row.priority)
-        self._table.log(EventKind.HEADER, cube.id, row, actor_uid=who.uid)
+        self._table.log.note(EventKind.HEADER, cube.id, row, actor_uid=who.uid)
         return WriteReply(id=cube.id, version=version.version, digest=version.digest)
 
 

@@ -15,9 +15,9 @@ from libmem.abi.limits import EVENTS_MAX, WATCH_MAX_MS
 from libmem.abi.names import namespace_of, parse_subtree
 from libmem.abi.structs import Event
 from memosd.kernel.access import EXECUTE, READ, Identity, allows
-from memosd.kernel.pagetable import event_of
+from memosd.kernel.log import event_of
 from memosd.kernel.parts import Parts
-from memosd.kernel.rows import LogRow
+from memosd.kernel.rows import EventRow
 from memosd.kernel.session import Session
 from memosd.kernel.wait import Completion
 
@@ -62,13 +62,13 @@ class Events:
     """`watch` and its waiters."""
 
     def __init__(self, parts: Parts) -> None:
-        self._table = parts.table
+        self._log = parts.table.log
         self._namespaces = parts.namespaces
         self._timers = parts.timers
         self._watches_per_session = parts.parameters.watches_per_session
         self._sleepers: set[_Sleeper] = set()
         self._is_closed = False
-        self._table.ledger.on_commit.append(self._wake)
+        parts.table.ledger.on_commit.append(self._wake)
 
     async def watch(self, session: Session, request: Watch) -> WatchReply:
         """Errors: as its row says."""
@@ -77,9 +77,9 @@ class Events:
             self._namespaces.find(namespace_of(under)).require(session.identity, EXECUTE)
         limit = _within(request.max_events, 1, EVENTS_MAX, "max_events")
         timeout_ms = _within(request.timeout_ms, 0, WATCH_MAX_MS, "timeout_ms")
-        since = self._table.durable_seq if request.since_seq is None else request.since_seq
+        since = self._log.durable_seq if request.since_seq is None else request.since_seq
         events, since = self._collect(session.identity, under, since, limit)
-        if events or since < self._table.durable_seq or timeout_ms == 0 or self._is_closed:
+        if events or since < self._log.durable_seq or timeout_ms == 0 or self._is_closed:
             return WatchReply(events=tuple(events), next_seq=since)
         sleeper = self._sleep(session, timeout_ms)
         timer = self._timers.after(timeout_ms * 1_000_000, sleeper.end)
@@ -87,7 +87,7 @@ class Events:
             while True:
                 await sleeper.next()
                 events, since = self._collect(session.identity, under, since, limit)
-                if events or since < self._table.durable_seq or sleeper.is_over:
+                if events or since < self._log.durable_seq or sleeper.is_over:
                     return WatchReply(events=tuple(events), next_seq=since)
         finally:
             timer.cancel()
@@ -103,11 +103,11 @@ class Events:
         return sleeper
 
     def _check_retained(self, since: int) -> None:
-        oldest = self._table.oldest_seq
-        if not oldest - 1 <= since <= self._table.durable_seq:
+        oldest = self._log.oldest_seq
+        if not oldest - 1 <= since <= self._log.durable_seq:
             raise MemError(
                 Errno.ESTALE, "the log does not reach back to that event; list again",
-                oldest_seq=oldest, newest_seq=self._table.durable_seq,
+                oldest_seq=oldest, newest_seq=self._log.durable_seq,
             )  # fmt: skip
 
     def _collect(
@@ -116,7 +116,7 @@ class Events:
         self._check_retained(since)
         events: list[Event] = []
         looked_at = 0
-        for seq, row in islice(self._table.events_after(since), _SCAN_MAX):
+        for seq, row in islice(self._log.events_after(since), _SCAN_MAX):
             looked_at += 1
             if self._shows(who, row, under):
                 if len(events) == limit:
@@ -124,14 +124,14 @@ class Events:
                 events.append(event_of(seq, row))
             since = seq
         # A damaged row at the end of the log is passed over, too, or it would be asked for again.
-        return events, since if looked_at == _SCAN_MAX else self._table.durable_seq
+        return events, since if looked_at == _SCAN_MAX else self._log.durable_seq
 
-    def _shows(self, who: Identity, row: LogRow, under: str) -> bool:
+    def _shows(self, who: Identity, row: EventRow, under: str) -> bool:
         if not is_under(row.name, under) and not (row.old_name and is_under(row.old_name, under)):
             return False
         return self.may_see(who, row)
 
-    def may_see(self, who: Identity, row: LogRow) -> bool:
+    def may_see(self, who: Identity, row: EventRow) -> bool:
         """As the cube was when it happened, and the namespace is now."""
         if who.is_admin:
             return True

@@ -56,6 +56,7 @@ class Indexer:
         self._disk = parts.disk
         self._disk_io = parts.io
         self._table = parts.table
+        self._log = parts.table.log
         self._drivers = parts.drivers
         self._timers = parts.timers
         self._clock = parts.clock
@@ -89,7 +90,7 @@ class Indexer:
             while self._rebuild_from is not None:
                 await self._rebuild_step(self._rebuild_from)
             await self._rest(_START_NS)
-            while self.indexed_seq < self._table.durable_seq:
+            while self.indexed_seq < self._log.durable_seq:
                 started_ns = self._clock.monotonic_ns()
                 await self._step()
                 await self._rest(_REST * (self._clock.monotonic_ns() - started_ns))
@@ -111,7 +112,7 @@ class Indexer:
             raise
 
     async def _rest(self, pause_ns: int) -> None:
-        backlog = self._table.durable_seq - self.indexed_seq
+        backlog = self._log.durable_seq - self.indexed_seq
         if self._waiting or not 0 < backlog < _BACKLOG_MAX:
             return
         resting = self._resting = Completion[None]()
@@ -126,7 +127,7 @@ class Indexer:
 
     async def _open(self) -> None:
         stamp = await self._ask(self.index.open)
-        newest, oldest = self._table.durable_seq, self._table.oldest_seq
+        newest, oldest = self._log.durable_seq, self._log.oldest_seq
         self._is_open = True
         if oldest - 1 <= stamp <= newest:
             self._advance(stamp)  # it may be all that who searched meanwhile waits for
@@ -137,9 +138,9 @@ class Indexer:
         self._rebuild_from = b"" if oldest > 1 else None
 
     async def _step(self) -> None:
-        events = list(islice(self._table.events_after(self.indexed_seq), _CHUNK))
+        events = list(islice(self._log.events_after(self.indexed_seq), _CHUNK))
         if not events:
-            self._advance(self._table.durable_seq)  # damaged rows at the end of the log
+            self._advance(self._log.durable_seq)  # damaged rows at the end of the log
             return
         touched = dict.fromkeys(row.id for _, row in events if row.id)
         last = events[-1][0]
@@ -150,7 +151,7 @@ class Indexer:
         """Index a stretch of all cubes; the log is followed from where it stood before."""
         self.problem = "the index is being rebuilt"
         if start == b"":
-            self._rebuilt_seq = self._table.durable_seq
+            self._rebuilt_seq = self._log.durable_seq
         ids = [key for key, _ in islice(self._table.scan_cubes(start), _CHUNK)]
         if not ids:
             self._rebuild_from = None
@@ -254,7 +255,7 @@ class Indexer:
 
         Errors: EAGAIN while the index is being rebuilt or cannot follow.
         """
-        wanted = self._table.durable_seq
+        wanted = self._log.durable_seq
         if self._rebuild_from is not None:
             raise MemError(Errno.EAGAIN, "the index is being rebuilt", indexed=self.indexed_seq)
         if self.indexed_seq < wanted:

@@ -94,8 +94,8 @@ class Kernel:
         self.fills = Fills(parts, self.cubes, self.pager, self.removal)
         self.events = Events(parts)
         self.indexer = Indexer(parts, self.pager, outside.lexicon, outside.index_io)
-        parts.table.retain_events = parameters.log_retain_events
-        parts.table.log_floor = lambda: self.indexer.indexed_seq
+        parts.table.log.retain_events = parameters.log_retain_events
+        parts.table.log.floor = lambda: self.indexer.indexed_seq
         self.dispatch = Dispatch(self, HANDLERS)
         self.serve = self.dispatch.serve
         self._booted_ns = parts.clock.monotonic_ns()
@@ -236,7 +236,7 @@ class Kernel:
                     cubes=parts.table.count(),
                 ),
             ),
-            log_seq=parts.table.durable_seq,
+            log_seq=parts.table.log.durable_seq,
             indexed_seq=self.indexer.indexed_seq,
             calls=self.dispatch.calls,
             faults=parts.heat.faults,

@@ -129,7 +129,7 @@ class Pager:
     def quarantine(self, cube: Cube, error: MemError) -> MemError:
         """Record that a payload is damaged; returns the error to raise."""
         if self._table.quarantine(cube.key, str(error)):
-            self._table.log(EventKind.QUARANTINE, cube.id, cube.row)
+            self._table.log.note(EventKind.QUARANTINE, cube.id, cube.row)
         self._heat.decide(cube.id, "quarantine", str(error), version=cube.version.version)
         return MemError(
             Errno.ECORRUPT,

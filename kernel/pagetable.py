@@ -7,7 +7,7 @@ descents in mapped memory, and a daemon with a million cubes boots as fast as an
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice
 from typing import Final, NamedTuple
@@ -15,12 +15,11 @@ from typing import Final, NamedTuple
 from libmem.abi.digest import digest_of
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.names import NameRef
-from libmem.abi.structs import Event, EventKind
 from memosd.kernel.ledger import Ledger
+from memosd.kernel.log import Log
 from memosd.kernel.ports import Clock, PayloadKey, Store
 from memosd.kernel.rows import (
     CubeRow,
-    LogRow,
     VersionRow,
     decode_row,
     encode_row,
@@ -29,7 +28,7 @@ from memosd.kernel.rows import (
     version_key,
 )
 
-__all__ = ["Cube", "PageTable", "event_of", "new_id"]
+__all__ = ["Cube", "PageTable", "new_id"]
 
 
 _HISTORY_SCAN_MAX: Final = 8192
@@ -78,7 +77,7 @@ class PageTable:
     def __init__(self, ledger: Ledger, store: Store, clock: Clock) -> None:
         self.ledger = ledger
         self._clock = clock
-        self._next_seq = self._durable_seq = _last_seq(store)
+        self.log = Log(ledger, store, clock)
         self._store = store
         self.quarantined: set[PayloadKey] = set()
         self.volatile: dict[PayloadKey, bytes] = {}
@@ -86,14 +85,6 @@ class PageTable:
         self._reload()
         self._hot: dict[str, Cube] = {}
         """Names resolved lately, as the durable rows have them; never changed, only replaced."""
-        self._staged_seq = self._durable_seq
-        self.oldest_seq = _first_seq(store)
-        """The first event still retained."""
-        self.retain_events = 1_000_000
-        self.log_floor: Callable[[], int] = lambda: self._durable_seq
-        """Nothing from here on is forgotten: the indexer has yet to see it."""
-        ledger.before_stage.append(self._on_stage)
-        ledger.on_commit.append(self._on_commit)
         ledger.on_rollback.append(self._on_rollback)
 
     # -- look-ups ------------------------------------------------------------------------------
@@ -287,63 +278,10 @@ class PageTable:
         self.ledger.put("quarantine", key, seal_value(key, problem.encode()))
         return True
 
-    # -- the log -------------------------------------------------------------------------------
-
-    @property
-    def durable_seq(self) -> int:
-        """The last event that is on disk."""
-        return self._durable_seq
-
-    def log(self, kind: EventKind, cube_id: bytes, row: CubeRow, **facts: str | int) -> None:
-        """Append an event; `facts`: actor_uid, and for renames old_name."""
-        entry = LogRow(
-            self._clock.wall_ns(),
-            kind,
-            row.name,
-            cube_id,
-            row.current.version,
-            int(facts.get("actor_uid", 0)),
-            str(facts.get("old_name", "")),
-            row.uid,
-            row.gid,
-            row.mode,
-            row.namespace,
-        )
-        self.append(entry)
-
-    def append(self, entry: LogRow) -> None:
-        """Append an event to the log; it is durable with this commit."""
-        self._next_seq += 1
-        key = self._next_seq.to_bytes(8, "big")
-        self.ledger.put("log", key, encode_row(key, entry))
-
-    def events_after(self, seq: int) -> Iterator[tuple[int, LogRow]]:
-        """Durable events after `seq`, in order. A damaged row is passed over."""
-        for key, value in self._store.scan("log", (seq + 1).to_bytes(8, "big")):
-            try:
-                yield int.from_bytes(key, "big"), decode_row(LogRow, "log", key, value)
-            except MemError:
-                continue
-
-    def _trim_log(self, new_events: int) -> None:
-        """Forget what is older than what is retained, a little faster than events come."""
-        end = min(self._next_seq - self.retain_events, self.log_floor())
-        end = min(end, self.oldest_seq + 2 * new_events)
-        for seq in range(self.oldest_seq, end):
-            self.ledger.delete("log", seq.to_bytes(8, "big"))
-        self.oldest_seq = max(self.oldest_seq, end)
-
-    def _on_stage(self) -> None:
-        self._trim_log(self._next_seq - self._staged_seq)
-        self._staged_seq = self._next_seq
-
-    def _on_commit(self) -> None:
-        self._durable_seq = self._staged_seq
+    # -- what is in memory -----------------------------------------------------------------------
 
     def _on_rollback(self, _error: MemError) -> None:
         self._hot.clear()
-        self._next_seq = self._staged_seq = self._durable_seq
-        self.oldest_seq = _first_seq(self._store)
         self._reload()
 
     def _reload(self) -> None:
@@ -361,28 +299,3 @@ def _owner(key: PayloadKey, *sealed: bytes | None) -> bytes | None:
         with suppress(MemError):
             return unseal_value(table, key, value or b"")
     return None
-
-
-def _first_seq(store: Store) -> int:
-    for key, _ in store.scan("log", b""):
-        return int.from_bytes(key, "big")
-    return 1
-
-
-def _last_seq(store: Store) -> int:
-    key = store.last_key("log")
-    return int.from_bytes(key, "big") if key else 0
-
-
-def event_of(seq: int, row: LogRow) -> Event:
-    """The event as callers see it."""
-    return Event(
-        seq=seq,
-        time_ns=row.time_ns,
-        kind=row.kind,
-        name=row.name,
-        id=row.id,
-        version=row.version,
-        uid=row.actor_uid,
-        old_name=row.old_name,
-    )

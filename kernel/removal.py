@@ -73,7 +73,7 @@ class Removal:
         kept = [version for version in versions if version.version != cube.version.version]
         freed = self._drop_versions([cube.version], kept, space)
         self._table.drop_history(cube.id, cube.version.version)
-        self._table.log(EventKind.PRUNE, cube.id, cube.row, actor_uid=who.uid)
+        self._table.log.note(EventKind.PRUNE, cube.id, cube.row, actor_uid=who.uid)
         return UnlinkReply(freed_bytes=freed, versions=1)
 
     def _remove(self, cube_id: bytes, row: CubeRow, kind: EventKind, actor_uid: int) -> UnlinkReply:
@@ -87,7 +87,7 @@ class Removal:
         self._table.drop_expiry(cube_id, row.expires_ns)
         self._heat.forget(cube_id)
         self._namespaces.charge(space, 0, cubes=-1)
-        self._table.log(kind, cube_id, row, actor_uid=actor_uid)
+        self._table.log.note(kind, cube_id, row, actor_uid=actor_uid)
         return UnlinkReply(freed_bytes=freed, versions=len(older) + 1)
 
     def _drop_versions(
@@ -190,7 +190,7 @@ class Removal:
             self._table.drop_history(cube_id, row.current.version)
             self._table.put_cube(cube_id, row)
         self._drop_versions(doomed, [*left, row.current], space)
-        self._table.log(EventKind.LOSE, cube_id, row)
+        self._table.log.note(EventKind.LOSE, cube_id, row)
 
     # -- rename --------------------------------------------------------------------------------
 
@@ -209,7 +209,9 @@ class Removal:
         self._table.drop_name(cube.row.name)
         self._table.put_name(new_name, cube.id)
         self._table.put_cube(cube.id, row)
-        self._table.log(EventKind.RENAME, cube.id, row, actor_uid=who.uid, old_name=cube.row.name)
+        self._table.log.note(
+            EventKind.RENAME, cube.id, row, actor_uid=who.uid, old_name=cube.row.name
+        )
         return RenameReply(version=row.current.version)
 
     def _require_free(self, name: str) -> None:

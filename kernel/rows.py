@@ -14,7 +14,7 @@ Fields are only ever appended, with defaults; docs/format.md lists them.
     volatile    payload id        -> cube id: a cache payload that is in RAM only
     quarantine  payload id        -> the problem, as text
     expiry      time ns, cube id  -> empty
-    log         u64 sequence      -> LogRow
+    log         u64 last, first   -> LogRow: the events of a commit, by their numbers
     heat        cube id           -> HeatRow, written now and then
     prefixes    payload id        -> PrefixRow of a payload that begins with tokens
 """
@@ -40,6 +40,7 @@ __all__ = [
     "FORMAT_VERSION",
     "TABLES",
     "CubeRow",
+    "EventRow",
     "HeatRow",
     "LogRow",
     "NamespaceRow",
@@ -124,7 +125,7 @@ class NamespaceRow(Row):
     """disk_bytes and cubes; RAM is counted in memory only."""
 
 
-class LogRow(Row):
+class EventRow(Row):
     """An event with what is needed to decide who may see it."""
 
     time_ns: int
@@ -138,6 +139,12 @@ class LogRow(Row):
     owner_gid: int
     mode: int
     namespace: int
+
+
+class LogRow(Row):
+    """Events of one commit, in order."""
+
+    events: tuple[EventRow, ...]
 
 
 class HeatRow(Row):

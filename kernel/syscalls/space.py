@@ -11,7 +11,7 @@ from memosd.kernel.access import EXECUTE, READ, require_owner
 from memosd.kernel.dispatch import Context
 from memosd.kernel.namespace import Namespace
 from memosd.kernel.pagetable import Cube
-from memosd.kernel.rows import LogRow, NamespaceRow
+from memosd.kernel.rows import EventRow, NamespaceRow
 
 __all__ = [
     "sys_make_namespace",
@@ -35,8 +35,8 @@ def _stat(context: Context, space: Namespace) -> NamespaceStat:
 def _log(context: Context, space: Namespace) -> None:
     """Made, removed or given other ceilings: an event of the namespace's own."""
     parts, row = context.kernel.parts, space.row
-    parts.table.append(
-        LogRow(
+    parts.table.log.append(
+        EventRow(
             parts.clock.wall_ns(), EventKind.NAMESPACE, row.name, b"", 0, context.who.uid, "",
             row.uid, row.gid, row.mode, space.id,
         )

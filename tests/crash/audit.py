@@ -153,5 +153,9 @@ def _row_charge(version: VersionRow) -> int:
 
 
 def _check_log(tables: _Tables) -> None:
-    numbers = [int.from_bytes(key, "big") for key in tables.rows("log", LogRow)]
+    numbers: list[int] = []
+    for key, row in tables.rows("log", LogRow).items():
+        last, first = int.from_bytes(key[:8], "big"), int.from_bytes(key[8:], "big")
+        numbers += range(first, last + 1)
+        assert len(row.events) == last - first + 1, "a row does not hold what its key says"
     assert numbers == list(range(numbers[0], numbers[0] + len(numbers))), "an event is missing"

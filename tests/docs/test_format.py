@@ -27,6 +27,7 @@ from memosd.drivers.tiers.ram import RamTier
 from memosd.kernel.rows import (
     TABLES,
     CubeRow,
+    EventRow,
     HeatRow,
     LogRow,
     NamespaceRow,
@@ -46,8 +47,8 @@ MANIFEST = manifest_of(PAYLOAD)
 CUBE_ID = bytes.fromhex("01a203df5e660a1040ba8ce6492933ca")
 PAGE_FILE_ID = bytes.fromhex("01a203df5e660a1040ba8ce6492933cb")
 TIME_NS = 1_795_361_300_000_000_000
-EVENT_KEY = (1).to_bytes(8, "big")
-ROWS: list[type[msgspec.Struct]] = [CubeRow, VersionRow, NamespaceRow, LogRow, HeatRow]
+EVENT_KEY = (1).to_bytes(8, "big") * 2
+ROWS: list[type[msgspec.Struct]] = [CubeRow, VersionRow, NamespaceRow, LogRow, EventRow, HeatRow]
 
 VERSION = VersionRow(
     version=1,
@@ -76,7 +77,7 @@ CUBE = CubeRow(
     last_version=1,
     current=VERSION,
 )
-EVENT = LogRow(
+EVENT = EventRow(
     time_ns=TIME_NS,
     kind=EventKind.WRITE,
     name=NAME,
@@ -103,7 +104,7 @@ BYTES: dict[str, Callable[[], bytes]] = {
     "payloads value": lambda: PAYLOAD,
     "cubes value": lambda: encode_row(CUBE_ID, CUBE),
     "log key": lambda: EVENT_KEY,
-    "log value": lambda: encode_row(EVENT_KEY, EVENT),
+    "log value": lambda: encode_row(EVENT_KEY, LogRow((EVENT,))),
 }
 
 

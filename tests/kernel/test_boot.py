@@ -171,8 +171,8 @@ def test_one_flipped_bit_of_a_cube_keeps_nobody_from_the_rest(
 def test_one_flipped_bit_of_the_log_keeps_nobody_from_anything(
     world: World, damaged: bytes
 ) -> None:
-    seq = world.kernel.parts.table.durable_seq
-    client = damage_and_reboot(world, "log", seq.to_bytes(8, "big"))
+    seq = world.kernel.parts.table.log.durable_seq
+    client = damage_and_reboot(world, "log", seq.to_bytes(8, "big") * 2)
     assert client.read("/damaged/a") == b"damaged"
     client.write("/n/new", b"x")
 

@@ -192,7 +192,7 @@ def test_a_damaged_event_is_passed_over_and_never_waited_for(
         user.write(f"/n/{number}", b"x")
     damaged = {"last": [3], "middle": [2], "all": [1, 2, 3]}[place]
     for number in damaged:
-        world.damage("log", (start + number).to_bytes(8, "big"))
+        world.damage("log", (start + number).to_bytes(8, "big") * 2)
     left = [("write", f"/n/{n - 1}") for n in (1, 2, 3) if n not in damaged]
     waiting = user.start(c.Watch(since_seq=start, timeout_ms=1000))
     if left:
