@@ -43,6 +43,8 @@ class Content(NamedTuple):
     digest: bytes
     inline: bytes | None
     """The payload itself where it goes into the table."""
+    charge_bytes: int
+    """What the new version costs on disk; `charge_of`."""
     prefix: Prefix | None = None
     """The tokens it begins with, where its type knows of tokens."""
 
@@ -268,8 +270,8 @@ class Cubes:
             self._table.put_payload(key, content.inline)
         if content.prefix is not None:
             self._prefixes.add(key, cube_id, admission.space.id, content.prefix)
-        charge = self.charge_of(draft, content.size_bytes, is_inline=version.is_inline)
-        self._namespaces.charge(admission.space, charge, cubes=0 if existing else 1)
+        new_cubes = 0 if existing else 1
+        self._namespaces.charge(admission.space, content.charge_bytes, new_cubes)
         if existing is None:
             row = self._new_row(who, draft, admission, version)
             self._table.put_name(admission.name, cube_id)

@@ -104,7 +104,7 @@ class Fills:
         prefix = self.check_payload(admission, draft, payload)
         charge = self._cubes.charge_of(draft, manifest.size_bytes, is_inline=True)
         self._cubes.check_room(admission, charge)
-        content = Content(manifest.size_bytes, manifest.digest, payload, prefix)
+        content = Content(manifest.size_bytes, manifest.digest, payload, charge, prefix)
         reply = self._cubes.commit(who, draft, admission, self._cubes.new_key(), content)
         self._pager.give_back(fill.space, frame)
         return reply
@@ -131,7 +131,7 @@ class Fills:
         try:
             admission = self._admit(who, fill, admission.base)  # the world went on meanwhile
             self._cubes.check_room(admission, charge)
-            content = Content(manifest.size_bytes, manifest.digest, None, prefix)
+            content = Content(manifest.size_bytes, manifest.digest, None, charge, prefix)
             dirty = None if is_durable else manifest
             return self._commit_resident(who, fill, admission, (key, content, dirty))
         except MemError:

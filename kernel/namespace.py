@@ -45,9 +45,10 @@ class Namespace:
 
     def require(self, who: Identity, wanted: int) -> None:
         """Errors: EACCES."""
-        if not self.allows(who, wanted):
+        row = self.row
+        if not allows(who, (row.uid, row.gid), row.mode, wanted):
             verb = "list" if wanted & READ else "change" if wanted & WRITE else "enter"
-            raise MemError(Errno.EACCES, f"may not {verb} the namespace", namespace=self.row.name)
+            raise MemError(Errno.EACCES, f"may not {verb} the namespace", namespace=row.name)
 
 
 class Namespaces:

@@ -42,14 +42,14 @@ class _Ids:
     """128-bit ids, ordered by creation to the millisecond as UUIDv7: new rows are neighbours."""
 
     def __init__(self) -> None:
-        self._random = b""
+        self._tails: list[bytes] = []
 
     def __call__(self, now_ns: int) -> bytes:
         # By the block: each urandom() gives the interpreter up, and must get it back.
-        if not self._random:
-            self._random = os.urandom(4000)
-        tail, self._random = self._random[:10], self._random[10:]
-        return (now_ns // 1_000_000).to_bytes(6, "big") + tail
+        if not self._tails:
+            block = os.urandom(4000)
+            self._tails = [block[at : at + 10] for at in range(0, len(block), 10)]
+        return (now_ns // 1_000_000).to_bytes(6, "big") + self._tails.pop()
 
 
 new_id = _Ids()

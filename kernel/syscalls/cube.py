@@ -41,13 +41,12 @@ def sys_write_cube(
     admission = kernel.cubes.admit(context.who, draft)
     admission.driver.check_payload(draft.payload, draft.descriptive, draft.attributes)
     is_inline = size_bytes <= parameters.inline_limit_bytes
-    kernel.cubes.check_room(
-        admission, kernel.cubes.charge_of(draft, size_bytes, is_inline=is_inline)
-    )
+    charge = kernel.cubes.charge_of(draft, size_bytes, is_inline=is_inline)
+    kernel.cubes.check_room(admission, charge)
     if not is_inline:
         return kernel.fills.write(context.who, draft, admission)
     prefix = kernel.cubes.prefix_of(admission, draft.payload, draft.attributes)
-    content = Content(size_bytes, digest_of(draft.payload), draft.payload, prefix)
+    content = Content(size_bytes, digest_of(draft.payload), draft.payload, charge, prefix)
     return kernel.cubes.commit(context.who, draft, admission, kernel.cubes.new_key(), content)
 
 
