@@ -12,7 +12,7 @@ from libmem.abi.errors import Errno, MemError
 
 __all__ = ["FakeStore"]
 
-Changes = Mapping[tuple[str, bytes], bytes | None]
+Changes = Mapping[str, Mapping[bytes, bytes | None]]
 _Rows = dict[bytes, bytes]
 
 
@@ -75,14 +75,15 @@ class FakeStore:
         if self._staged is not None:
             raise MemError(Errno.EBUSY, "the table has a commit under way already")
         self._fail_as_planned("stage")
-        self._staged = staged = dict(changes)
+        self._staged = staged = {table: dict(rows) for table, rows in changes.items()}
         return lambda: self._commit(staged)
 
     def settle(self) -> None:
         """Let reads see what was committed; give up what is staged and was not."""
         for changes in self._unsettled:
-            for (table, key), value in changes.items():
-                self._settle_row(table, key, value)
+            for table, rows in changes.items():
+                for key, value in rows.items():
+                    self._settle_row(table, key, value)
         self._unsettled.clear()
         self._staged = None
         self._generation += 1
@@ -101,11 +102,13 @@ class FakeStore:
         self._fail_as_planned("commit")
         if changes is not self._staged:
             raise MemError(Errno.EIO, "the transaction was given up before its commit")
-        for (table, key), value in changes.items():
-            if value is None:
-                self._durable[table].pop(key, None)
-            else:
-                self._durable[table][key] = bytes(value)
+        for table, rows in changes.items():
+            durable = self._durable[table]
+            for key, value in rows.items():
+                if value is None:
+                    durable.pop(key, None)
+                else:
+                    durable[key] = bytes(value)
         self._unsettled.append(changes)
         self.commits += 1
 

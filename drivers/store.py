@@ -44,7 +44,7 @@ from memosd.drivers.mapped import MappedFile
 
 __all__ = ["LmdbStore"]
 
-Changes = Mapping[tuple[str, bytes], bytes | None]
+Changes = Mapping[str, Mapping[bytes, bytes | None]]
 
 _META_PAGES: Final = 2
 _READS_PER_TRIM: Final = 2000
@@ -219,12 +219,15 @@ class LmdbStore:
         self._mark.unlink(missing_ok=True)
 
     def _apply(self, transaction: "lmdb.Transaction[bytes]", changes: Changes) -> None:
-        tables = self._tables
-        for (table, key), value in changes.items():
-            if value is None:
-                transaction.delete(key, db=tables[table])
-            else:
-                transaction.put(key, value, db=tables[table])
+        for table, rows in changes.items():
+            db = self._tables[table]
+            puts = [(key, value) for key, value in rows.items() if value is not None]
+            if len(puts) < len(rows):
+                for key, value in rows.items():
+                    if value is None:
+                        transaction.delete(key, db=db)
+            # In one go: a call for each row would cost more than the row.
+            transaction.cursor(db).putmulti(puts)
 
     def _commit(self, transaction: "lmdb.Transaction[bytes]") -> None:
         try:

@@ -34,8 +34,10 @@ def open_format(store: Store) -> int:
     epoch = int.from_bytes(store.get("meta", _EPOCH_KEY) or b"", "big") + 1
     commit = store.stage(
         {
-            ("meta", _FORMAT_KEY): FORMAT_VERSION.to_bytes(4, "big"),
-            ("meta", _EPOCH_KEY): epoch.to_bytes(8, "big"),
+            "meta": {
+                _FORMAT_KEY: FORMAT_VERSION.to_bytes(4, "big"),
+                _EPOCH_KEY: epoch.to_bytes(8, "big"),
+            }
         }
     )
     commit()

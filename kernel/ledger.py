@@ -22,7 +22,7 @@ from typing import Final
 
 from libmem.abi import failpoints
 from libmem.abi.errors import Errno, MemError
-from memosd.kernel.ports import Changes, Io, Store
+from memosd.kernel.ports import Io, Store
 from memosd.kernel.wait import Completion
 
 __all__ = ["Ledger"]
@@ -81,18 +81,16 @@ class Ledger:
         """Has the row changes that are not durable yet?"""
         return key in self._filling.get(table, _NONE) or key in self._flushing.get(table, _NONE)
 
-    def put(self, table: str, key: bytes, value: bytes) -> None:
-        self._change(table, key, value)
+    def put(self, table: str, key: bytes, value: bytes | None) -> None:
+        """Change a row; None deletes it."""
+        self._touched = self._filling_generation
+        try:
+            self._filling[table][key] = value
+        except KeyError:  # the first of its table
+            self._filling[table] = {key: value}
 
     def delete(self, table: str, key: bytes) -> None:
-        self._change(table, key, None)
-
-    def _change(self, table: str, key: bytes, value: bytes | None) -> None:
-        self._touched = self._filling_generation
-        changes = self._filling.get(table)
-        if changes is None:
-            changes = self._filling[table] = {}
-        changes[key] = value
+        self.put(table, key, None)
 
     def touch(self) -> None:
         """What is being answered depends on the generation being filled."""
@@ -196,13 +194,8 @@ class Ledger:
         self._flushing, self._filling = self._filling, {}
         self._flushing_waiters, self._filling_waiters = self._filling_waiters, []
         self._filling_generation += 1
-        changes: Changes = {
-            (table, key): value
-            for table, rows in self._flushing.items()
-            for key, value in rows.items()
-        }
         try:
-            blocking_commit = self._store.stage(changes)
+            blocking_commit = self._store.stage(self._flushing)
         except MemError as error:
             self._roll_back(error)
             return

@@ -36,8 +36,8 @@ __all__ = [
 T = TypeVar("T")
 PayloadKey = bytes
 """16 bytes that name one payload; versions that differ in their header only share it."""
-Changes = Mapping[tuple[str, bytes], bytes | None]
-"""(table, key) -> value, None to delete."""
+Changes = Mapping[str, Mapping[bytes, bytes | None]]
+"""Table -> key -> value, None to delete."""
 
 
 class Clock(Protocol):

@@ -28,7 +28,7 @@ from memosd.drivers.store import LmdbStore
 store = LmdbStore(Path(sys.argv[1]), ("meta", "cubes"), 1 << 24)
 for number in range(20):
     value = str(number).encode() * 3000
-    store.stage({("cubes", b"a"): value, ("cubes", b"b"): value, ("meta", b"n"): b"%d" % number})()
+    store.stage({"cubes": {b"a": value, b"b": value}, "meta": {b"n": b"%d" % number}})()
     store.settle()
     print(number, flush=True)
 """
@@ -55,7 +55,7 @@ def store(path: Path) -> Iterator[Store]:
 
 def put(store: Store, key: bytes, value: bytes) -> None:
     """One row, durable and settled."""
-    store.stage({("cubes", key): value})()
+    store.stage({"cubes": {key: value}})()
     store.settle()
 
 
@@ -136,7 +136,7 @@ def test_injected_failures_have_their_number(
 ) -> None:
     failpoints.arm(f"{point}={action}")
     with raises(expected):
-        store.stage({("cubes", b"a"): b"1"})()
+        store.stage({"cubes": {b"a": b"1"}})()
     failpoints.disarm()
     store.settle()
     assert store.count("cubes") == 0
@@ -148,7 +148,7 @@ def test_a_full_map_says_enospc(path: Path) -> None:
     store = opened(path, 256 * 1024)
     put(store, b"a", b"1")
     with raises(Errno.ENOSPC):
-        store.stage({("cubes", b"%d" % number): bytes(4000) for number in range(1000)})
+        store.stage({"cubes": {b"%d" % number: bytes(4000) for number in range(1000)}})
     store.settle()
     assert list(store.scan("cubes", b"")) == [(b"a", b"1")]
     put(store, b"b", b"2")
@@ -162,18 +162,18 @@ from pathlib import Path
 from libmem.abi.errors import Errno, MemError
 from memosd.drivers.store import LmdbStore
 store = LmdbStore(Path("/mnt/table.mdb"), ("cubes",), 1 << 24)
-store.stage({("cubes", b"a"): b"1"})()
+store.stage({"cubes": {b"a": b"1"}})()
 store.settle()
 for size in (400_000, 2_000_000):
     try:
-        store.stage({("cubes", b"b"): bytes(size)})()
+        store.stage({"cubes": {b"b": bytes(size)}})()
     except MemError as error:
         print(size, error.errno.name)
     store.settle()
 assert len(store.get("cubes", b"b")) == 400_000
-store.stage({("cubes", b"b"): None})()
+store.stage({"cubes": {b"b": None}})()
 store.settle()
-store.stage({("cubes", b"a"): b"2"})()
+store.stage({"cubes": {b"a": b"2"}})()
 store.settle()
 store.close()
 store = LmdbStore(Path("/mnt/table.mdb"), ("cubes",), 1 << 24)
@@ -191,7 +191,7 @@ def test_pages_that_cannot_be_written_leave_nothing(
     store: Store, path: Path, replacement: str, expected: Errno
 ) -> None:
     put(store, b"a", b"1")
-    finish = store.stage({("cubes", b"a"): b"2", ("cubes", b"b"): bytes(9000)})
+    finish = store.stage({"cubes": {b"a": b"2", b"b": bytes(9000)}})
     # /dev/null takes the pages, but cannot be synced.
     with broken(path, replacement, is_meta=False), raises(expected):
         finish()
@@ -205,14 +205,14 @@ def test_a_meta_page_that_cannot_be_written_stops_writing_not_reading(
     store: Store, path: Path
 ) -> None:
     put(store, b"a", b"1")
-    finish = store.stage({("cubes", b"a"): b"2"})
+    finish = store.stage({"cubes": {b"a": b"2"}})
     with broken(path, "/dev/full", is_meta=True), raises(Errno.ENOSPC):
         finish()
     for _ in range(2):
         store.settle()
         assert store.get("cubes", b"a") == b"1"
         with raises(Errno.EIO):
-            store.stage({("cubes", b"a"): b"3"})
+            store.stage({"cubes": {b"a": b"3"}})
     store.close()
     again = opened(path)
     assert again.get("cubes", b"a") == b"1"
@@ -238,8 +238,10 @@ def filled_image(path: Path) -> bytes:
     for start in range(0, 3000, 1000):
         store.stage(
             {
-                ("cubes", b"%05d" % number): generator.randbytes(9000 if number % 100 == 0 else 90)
-                for number in range(start, start + 1000)
+                "cubes": {
+                    b"%05d" % number: generator.randbytes(9000 if number % 100 == 0 else 90)
+                    for number in range(start, start + 1000)
+                }
             }
         )()
         store.settle()
@@ -360,7 +362,7 @@ def test_a_directory_that_is_missing_is_eio(path: Path) -> None:
 def test_keys_that_lmdb_cannot_hold_are_refused_and_leave_nothing(store: Store) -> None:
     for key in (b"", b"x" * 512):
         with raises(Errno.EIO):
-            store.stage({("cubes", b"a"): b"1", ("cubes", key): b"1"})
+            store.stage({"cubes": {b"a": b"1", key: b"1"}})
         store.settle()
         assert store.count("cubes") == 0
 
@@ -371,4 +373,4 @@ def test_after_close_nothing_works_and_nothing_crashes(store: Store) -> None:
     with raises(Errno.EIO):
         store.get("cubes", b"a")
     with raises(Errno.EIO):
-        store.stage({("cubes", b"a"): b"1"})
+        store.stage({"cubes": {b"a": b"1"}})

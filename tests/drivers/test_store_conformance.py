@@ -20,7 +20,7 @@ from libmem.abi import failpoints
 from libmem.abi.errors import Errno
 from memosd.drivers.fake_store import FakeStore
 from memosd.drivers.store import LmdbStore
-from memosd.kernel.ports import Store
+from memosd.kernel.ports import Changes, Store
 from tests.drivers.memory import raises
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_is_left")
@@ -98,7 +98,7 @@ def store(kind: Kind, tmp_path: Path) -> Iterator[Store]:
 
 def commit(store: Store, **rows: bytes | None) -> None:
     """Write rows of `cubes`, durable and settled."""
-    store.stage({("cubes", key.encode()): value for key, value in rows.items()})()
+    store.stage({"cubes": {key.encode(): value for key, value in rows.items()}})()
     store.settle()
 
 
@@ -111,7 +111,7 @@ def test_an_empty_store(store: Store) -> None:
 
 def test_reads_see_a_commit_once_it_is_settled(store: Store) -> None:
     commit(store, a=b"old")
-    finish = store.stage({("cubes", b"a"): b"new", ("cubes", b"b"): b"more"})
+    finish = store.stage({"cubes": {b"a": b"new", b"b": b"more"}})
     for step in ("staged", "committed"):
         if step == "committed":
             finish()
@@ -127,7 +127,7 @@ def test_reads_see_a_commit_once_it_is_settled(store: Store) -> None:
 
 
 def test_tables_are_apart(store: Store) -> None:
-    store.stage({("cubes", b"a"): b"1", ("names", b"a"): b"2"})()
+    store.stage({"cubes": {b"a": b"1"}, "names": {b"a": b"2"}})()
     store.settle()
     commit(store, a=None)
     assert store.get("cubes", b"a") is None
@@ -147,7 +147,7 @@ def test_an_empty_value_is_a_value(store: Store) -> None:
 
 def test_keys_are_ordered_as_bytes(store: Store) -> None:
     keys = [b"\x00", b"\x00\x00", b"\x01", b"a", b"a\xff", b"b", b"\x80", b"\xff" * 480]
-    store.stage({("cubes", key): key for key in keys})()
+    store.stage({"cubes": {key: key for key in keys}})()
     store.settle()
     assert [key for key, _ in store.scan("cubes", b"\x00")] == keys
     assert [key for key, _ in store.scan("cubes", b"a\x00")] == keys[4:]
@@ -165,12 +165,12 @@ def test_a_scan_ends_quietly_when_a_settle_passes_it_by(store: Store) -> None:
 
 
 def test_one_commit_at_a_time(store: Store) -> None:
-    finish = store.stage({("cubes", b"a"): b"1"})
+    finish = store.stage({"cubes": {b"a": b"1"}})
     with raises(Errno.EBUSY):
-        store.stage({("cubes", b"a"): b"2"})
+        store.stage({"cubes": {b"a": b"2"}})
     finish()
     with raises(Errno.EBUSY):  # done, but not settled
-        store.stage({("cubes", b"a"): b"2"})
+        store.stage({"cubes": {b"a": b"2"}})
     store.settle()
     assert store.get("cubes", b"a") == b"1"
     commit(store, a=b"2")
@@ -178,7 +178,7 @@ def test_one_commit_at_a_time(store: Store) -> None:
 
 def test_what_was_committed_outlives_a_crash(kind: Kind, store: Store) -> None:
     commit(store, a=b"1")
-    store.stage({("cubes", b"b"): b"2"})()
+    store.stage({"cubes": {b"b": b"2"}})()
     again = kind.crash(store)
     assert list(again.scan("cubes", b"")) == [(b"a", b"1"), (b"b", b"2")]
     again.close()
@@ -186,7 +186,7 @@ def test_what_was_committed_outlives_a_crash(kind: Kind, store: Store) -> None:
 
 def test_what_was_only_staged_does_not(kind: Kind, store: Store) -> None:
     commit(store, a=b"1")
-    store.stage({("cubes", b"a"): b"2", ("cubes", b"b"): b"2"})
+    store.stage({"cubes": {b"a": b"2", b"b": b"2"}})
     again = kind.crash(store)
     assert list(again.scan("cubes", b"")) == [(b"a", b"1")]
     commit(again, a=b"3")
@@ -198,7 +198,7 @@ def test_a_failure_leaves_nothing_and_the_store_usable(kind: Kind, store: Store,
     commit(store, a=b"1")
     kind.fail(store, step)
     with raises(Errno.ENOSPC):
-        store.stage({("cubes", b"a"): b"2", ("cubes", b"b"): b"2"})()
+        store.stage({"cubes": {b"a": b"2", b"b": b"2"}})()
     assert store.get("cubes", b"a") == b"1"
     store.settle()
     assert list(store.scan("cubes", b"")) == [(b"a", b"1")]
@@ -210,7 +210,7 @@ def test_a_failure_leaves_nothing_and_the_store_usable(kind: Kind, store: Store,
 
 
 def test_a_settle_gives_up_what_was_not_committed(store: Store) -> None:
-    abandoned = store.stage({("cubes", b"a"): b"1"})
+    abandoned = store.stage({"cubes": {b"a": b"1"}})
     store.settle()
     with raises(Errno.EIO):
         abandoned()
@@ -227,7 +227,7 @@ def test_use_grows_and_shrinks_with_what_is_kept(store: Store) -> None:
 
 
 def test_closing_again_is_no_error(store: Store) -> None:
-    store.stage({("cubes", b"a"): b"1"})
+    store.stage({"cubes": {b"a": b"1"}})
     store.close()
     store.close()
 
@@ -239,7 +239,7 @@ def test_reads_go_on_while_another_thread_commits(store: Store) -> None:
         # Of several sizes, so that pages are freed and taken again all the time.
         value = b"%d" % generation * (1 + generation * 37 % 1500)
         old = [(key.encode(), store.get("cubes", key.encode())) for key in keys]
-        finish = store.stage({("cubes", key.encode()): value for key in keys})
+        finish = store.stage({"cubes": {key.encode(): value for key in keys}})
         thread = threading.Thread(target=finish)
         thread.start()
         while thread.is_alive():
@@ -260,19 +260,19 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.durable: Rows = {}
         self.settled: Rows = {}
-        self.changes: dict[tuple[str, bytes], bytes | None] = {}
+        self.changes: Changes = {}
         self.finish: Callable[[], None] | None = None
         self.is_staged = False
 
     rows = st.dictionaries(
-        st.tuples(st.sampled_from(TABLES), st.binary(min_size=1, max_size=2)),
+        st.binary(min_size=1, max_size=2),
         st.none() | st.binary(max_size=9) | st.builds(bytes, st.integers(2000, 9000)),
-        max_size=8,
+        max_size=6,
     )
 
     @precondition(lambda self: not self.is_staged)
-    @rule(changes=rows, is_failing=st.booleans())
-    def stage(self, changes: dict[tuple[str, bytes], bytes | None], is_failing: bool) -> None:
+    @rule(changes=st.dictionaries(st.sampled_from(TABLES), rows), is_failing=st.booleans())
+    def stage(self, changes: Changes, is_failing: bool) -> None:
         if is_failing:
             self.kind.fail(self.store, "stage")
             with raises(Errno.ENOSPC):
@@ -292,10 +292,11 @@ class Machine(RuleBasedStateMachine):
                 finish()
             return
         finish()
-        for row, value in self.changes.items():
-            self.durable.pop(row, None)
-            if value is not None:
-                self.durable[row] = value
+        for table, rows in self.changes.items():
+            for key, value in rows.items():
+                self.durable.pop((table, key), None)
+                if value is not None:
+                    self.durable[table, key] = value
 
     @rule()
     def settle(self) -> None:

@@ -18,7 +18,7 @@ PAGED = 8 * KIB
 
 def commit(store: FakeStore, table: str, key: bytes, value: bytes) -> None:
     """Put one row."""
-    store.stage({(table, key): value})()
+    store.stage({table: {key: value}})()
     store.settle()
 
 

@@ -337,7 +337,7 @@ class World:
         """Flip a bit of a stored value, as a bad disk would."""
         value = bytearray(self._store.get(table, key) or b"")
         value[at] ^= 1
-        self._store.stage({(table, key): bytes(value)})()
+        self._store.stage({table: {key: bytes(value)}})()
         self._store.settle()
 
     def stop(self) -> Completion[None]:
