@@ -41,6 +41,7 @@ import lmdb
 from libmem.abi import failpoints
 from libmem.abi.errors import Errno, MemError
 from memosd.drivers.mapped import MappedFile
+from memosd.drivers.reserve import Reserve
 
 __all__ = ["LmdbStore"]
 
@@ -95,6 +96,7 @@ class LmdbStore:
             self._leave_mark()
             self._env = self._open(tables)
             self._tables = {table: self._env.open_db(table.encode()) for table in tables}
+            self._reserve = Reserve(path)
         except (lmdb.Error, OSError) as error:
             raise _opening_failed(path, error) from error
         self._mapped = MappedFile(path)
@@ -213,6 +215,7 @@ class LmdbStore:
             self._staged = None
         self._read.abort()
         self._env.close()
+        self._reserve.close()
         if self._last_words is not None:
             faulthandler.disable()
             self._last_words.close()
@@ -232,6 +235,7 @@ class LmdbStore:
     def _commit(self, transaction: "lmdb.Transaction[bytes]") -> None:
         try:
             failpoints.hit("store.commit.before")
+            self._reserve.keep(self._extent_bytes(self._env))
             transaction.commit()
         except (lmdb.Error, OSError) as error:
             transaction.abort()
@@ -271,10 +275,14 @@ class LmdbStore:
         env = self._environment(self._path, tables)
         # Not damaged for certain: LMDB does not write pages at the end that were taken and given
         # back within one transaction.
-        extent_bytes = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
-        if self._path.stat().st_size < extent_bytes:
+        if self._path.stat().st_size < self._extent_bytes(env):
             self._probe("the table file is shorter than it may be")
         return env
+
+    @staticmethod
+    def _extent_bytes(env: lmdb.Environment) -> int:
+        """Where the last commit's table ends in the file."""
+        return (env.info()["last_pgno"] + 1) * env.stat()["psize"]
 
     def _probe(self, reason: str) -> None:
         _probe(self._path, lambda: self._on_probe(reason))
