@@ -21,7 +21,7 @@ from typing import Any, Final
 from libmem.abi.calls import Batch, Call, HelloReply, MmapCube, PinCube, Shutdown, Watch
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.paths import find_runtime_dir
-from libmem.abi.syscalls import BY_NUMBER, BY_REQUEST, Access
+from libmem.abi.syscalls import BY_REQUEST, SYSCALLS, Access
 from libmem.abi.wire import Reply, decode_result, fault_error
 from libmem.lease import Grant, Keeper, Lease, Pin
 from libmem.ledger import DESCRIPTOR_CALLS, close_all, undo_of
@@ -34,6 +34,7 @@ _PAUSE_FIRST_S: Final = 0.005
 _PAUSE_MAX_S: Final = 0.1
 _MAY_PASS: Final = frozenset({Errno.ECONNREFUSED, Errno.ESHUTDOWN, Errno.EAGAIN})
 """What a daemon that is being restarted answers, for a while."""
+_ABOUT_HANDLES: Final = {row.number for row in SYSCALLS if row.access is Access.HANDLE}
 
 
 class Connection:
@@ -236,8 +237,7 @@ def _may_repeat(request: Call[Any]) -> bool:
 
 def _is_about_a_handle(request: Call[Any]) -> bool:
     if type(request) is Batch:
-        rows = (BY_NUMBER.get(number) for number, _ in request.calls)
-        return any(row is not None and row.access is Access.HANDLE for row in rows)
+        return not _ABOUT_HANDLES.isdisjoint({number for number, _ in request.calls})
     return BY_REQUEST[type(request)].access is Access.HANDLE
 
 
