@@ -7,7 +7,7 @@ is. Kernel thread only.
 """
 
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 
@@ -36,7 +36,7 @@ _PARENT_BYTES: Final = 24
 _DEFAULT_GOVERNANCE: Final = Governance()
 
 
-class Content(NamedTuple):
+class Content(msgspec.Struct, frozen=True):
     """A payload about to be committed."""
 
     size_bytes: int
@@ -49,7 +49,7 @@ class Content(NamedTuple):
     """The tokens it begins with, where its type knows of tokens."""
 
 
-class Admission(NamedTuple):
+class Admission(msgspec.Struct, frozen=True):
     """A write that was found to be in order."""
 
     name: str
@@ -59,7 +59,7 @@ class Admission(NamedTuple):
     governance: Governance | None
     parents: tuple[tuple[bytes, int], ...]
     durability: Durability
-    base: Base | None
+    base: Base | None = None
     """What the payload will stand on, where it holds only a part."""
 
 
@@ -119,14 +119,17 @@ class Cubes:
         driver = self._driver(draft.type)
         check_header(draft.descriptive, draft.attributes)
         driver.check_header(draft.descriptive, draft.attributes)
-        governance = self._checked_governance(who, existing, draft.governance)
+        governance = draft.governance
+        if governance is not None:
+            self._check_governance(who, existing, governance)
         kept = existing.row.durability if existing else driver.durability
-        parents = self._resolved_parents(who, draft.parents) if draft.parents else []
-        links = tuple((cube.id, cube.version.version) for cube in parents)
         durability = draft.durability or kept
-        admission = Admission(name, space, existing, driver, governance, links, durability, None)
-        base = self._base_of(admission, draft, parents) if driver.prefixes else None
-        return admission._replace(base=base) if base else admission
+        parents = self._resolved_parents(who, draft.parents) if draft.parents else []
+        links = tuple((cube.id, cube.version.version) for cube in parents) if parents else ()
+        admission = Admission(name, space, existing, driver, governance, links, durability)
+        if driver.prefixes is None or not driver.prefixes.is_part(draft.attributes):
+            return admission
+        return msgspec.structs.replace(admission, base=self._base_of(admission, parents))
 
     def _driver(self, cube_type: CubeType) -> Driver:
         """Errors: EOPNOTSUPP."""
@@ -163,11 +166,8 @@ class Cubes:
                 expected_version=expected,
             )
 
-    def _checked_governance(
-        self, who: Identity, existing: Cube | None, wanted: Governance | None
-    ) -> Governance | None:
-        if wanted is None:
-            return None
+    @staticmethod
+    def _check_governance(who: Identity, existing: Cube | None, wanted: Governance) -> None:
         if existing is not None:
             require_owner(who, existing.row.uid, "the governance of a cube")
         owner = existing.row.uid if existing else who.uid
@@ -182,22 +182,17 @@ class Cubes:
             raise MemError(Errno.EINVAL, f"a priority is within 0..{PRIORITY_MAX}")
         if not 0 <= wanted.expires_ns < 1 << 63:
             raise MemError(Errno.EINVAL, "expires_ns is not a time")
-        return wanted
 
     def _resolved_parents(self, who: Identity, names: tuple[str, ...]) -> list[Cube]:
         if len(names) > PARENTS_MAX:
             raise MemError(Errno.EINVAL, f"a cube has at most {PARENTS_MAX} parents")
         return [self.open(who, name)[0] for name in names]
 
-    def _base_of(
-        self, admission: Admission, draft: WriteCube | CreateCube, parents: list[Cube]
-    ) -> Base | None:
+    def _base_of(self, admission: Admission, parents: list[Cube]) -> Base:
         """What a payload that is only a part will stand on. Errors: EINVAL, ECORRUPT."""
-        source = admission.driver.prefixes
-        if source is None or not source.is_part(draft.attributes):
-            return None
-        if not parents or parents[0].row.type is not draft.type:
-            raise MemError(Errno.EINVAL, f"a part stands on its first parent, of type {draft.type}")
+        wanted = admission.driver.type
+        if not parents or parents[0].row.type is not wanted:
+            raise MemError(Errno.EINVAL, f"a part stands on its first parent, of type {wanted}")
         if admission.existing is not None and parents[0].id == admission.existing.id:
             raise MemError(Errno.EINVAL, "a cube cannot stand on itself", cube=admission.name)
         if admission.durability is not Durability.CACHE:
@@ -275,7 +270,8 @@ class Cubes:
         if existing is None:
             row = self._new_row(who, draft, admission, version)
             self._table.put_name(admission.name, cube_id)
-            self._table.put_expiry(cube_id, row.expires_ns)
+            if row.expires_ns:
+                self._table.put_expiry(cube_id, row.expires_ns)
             self._table.put_cube(cube_id, row)
         else:
             row = self.succeed(existing, version, admission.governance, admission.durability)
@@ -346,11 +342,12 @@ class Cubes:
         driver = self._driver(cube.row.type)
         driver.check_header(version.descriptive, version.attributes)
         check_fixed(driver.fixed_attributes, old.attributes, version.attributes)
-        governance = self._checked_governance(who, cube, change.governance)
+        if change.governance is not None:
+            self._check_governance(who, cube, change.governance)
         charge = version_charge(version)
         self._namespaces.check_room(space, charge)
         self._namespaces.charge(space, charge)
-        row = self.succeed(cube, version, governance)
+        row = self.succeed(cube, version, change.governance)
         self._residents.reprioritise(cube.key, row.priority)
         self._table.log.note(EventKind.HEADER, cube.id, row, actor_uid=who.uid)
         return WriteReply(id=cube.id, version=version.version, digest=version.digest)

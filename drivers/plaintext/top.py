@@ -57,7 +57,7 @@ class PlaintextDriver:
         """Errors: EINVAL as `check_header`; EILSEQ with `offset_bytes`: not UTF-8, a NUL (every
         C program would see another text), not one JSON value, or JSON more than 128 deep; EFBIG
         (more than 64 MiB of JSON)."""
-        view = memoryview(payload).cast("B")
+        view = payload if type(payload) is bytes else memoryview(payload).cast("B")
         is_json = _is_json(descriptive)
         if is_json and len(view) > _JSON_MAX_BYTES:
             raise MemError(
@@ -99,7 +99,7 @@ def _is_json(descriptive: Descriptive) -> bool:
     return False
 
 
-def _check_text(view: memoryview) -> None:
+def _check_text(view: memoryview | bytes) -> None:
     at = 0
     while at < len(view):
         is_last = at + _SLICE_BYTES >= len(view)
@@ -114,7 +114,7 @@ def _check_text(view: memoryview) -> None:
         at += used
 
 
-def _check_json(view: memoryview) -> None:
+def _check_json(view: memoryview | bytes) -> None:
     try:
         _JSON.decode(view)
     except msgspec.DecodeError as error:
@@ -124,7 +124,7 @@ def _check_json(view: memoryview) -> None:
     except RecursionError:
         is_too_deep = True
     else:
-        is_too_deep = is_deeper(view, _JSON_DEPTH_MAX)
+        is_too_deep = is_deeper(memoryview(view), _JSON_DEPTH_MAX)
     if is_too_deep:
         raise _refused(f"JSON is nested more than {_JSON_DEPTH_MAX} deep", 0)
 
