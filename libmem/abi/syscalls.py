@@ -89,13 +89,13 @@ SYSCALLS: Final[tuple[Syscall, ...]] = (
     ),
     Syscall(
         2, "create_cube", c.CreateCube, c.CreateReply, Access.WRITE,
-        (*_MADE, E.ENOMEM, E.EMFILE),
+        (*_MADE, E.ENOMEM, E.EMFILE, E.ECANCELED),
         "Get writable memory of a size to fill in place; `seal_cube` commits it under the name.",
         blocks=True,
     ),
     Syscall(
         3, "seal_cube", c.SealCube, c.WriteReply, Access.HANDLE,
-        (*_MADE, E.EBADF, E.EBUSY, E.ECANCELED),
+        (*_MADE, E.EBADF, E.ECANCELED),
         "Freeze the memory of `create_cube` and commit it as the cube's next version.",
         blocks=True, is_mutation=True,
     ),
@@ -116,7 +116,7 @@ SYSCALLS: Final[tuple[Syscall, ...]] = (
     ),
     Syscall(
         7, "mmap_cube", c.MmapCube, c.MapReply, Access.READ,
-        (*_FAULT, E.EMODEL, E.EOPNOTSUPP),
+        (*_FAULT, E.ECANCELED, E.EMODEL, E.EOPNOTSUPP),
         "Hand out the payload's sealed memory; faults it in, verified, where it is not in RAM.",
         blocks=True,
     ),
@@ -150,7 +150,7 @@ SYSCALLS: Final[tuple[Syscall, ...]] = (
         is_mutation=True,
     ),
     Syscall(
-        14, "pin_cube", c.PinCube, c.PinReply, Access.READ, _FAULT,
+        14, "pin_cube", c.PinCube, c.PinReply, Access.READ, (*_FAULT, E.ECANCELED),
         "Bring a cube into RAM and keep it there until unpinned or the session ends.",
         blocks=True,
     ),

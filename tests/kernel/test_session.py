@@ -242,6 +242,23 @@ def test_death_in_the_middle_of_a_call_leaves_nothing_behind(
         assert other.read(cube.name) == bytes(SIZE)
 
 
+@pytest.mark.parametrize("kind", [c.MmapCube, c.PinCube, c.CreateCube])
+def test_a_call_that_its_session_did_not_outlive_says_so(
+    make_world: MakeWorld, kind: type[c.Call[Any]]
+) -> None:
+    world = make_world(ram_budget_bytes=SIZE)
+    user = world.client()
+    user.make("/n")
+    user.blob("/n/a", bytes(SIZE))
+    user.blob("/n/dirty", bytes(SIZE), durability="cache")  # who needs room waits
+    is_new = kind is c.CreateCube
+    pending = user.start(kind(name="/n/b", size_bytes=SIZE) if is_new else kind(name="/n/a"))
+    assert not pending.is_answered
+    user.die()
+    world.settle()
+    pending.failure(Errno.ECANCELED)
+
+
 def test_a_client_that_does_not_read_its_descriptors_is_told_and_holds_nothing(
     world: World, user: Client
 ) -> None:

@@ -59,14 +59,6 @@ ROOT = 0
 USER = 1000
 MAP_BYTES = 64 << 20
 LINGER_NS = 1_000_000
-UNLISTED = frozenset(
-    {
-        ("create_cube", Errno.ECANCELED),
-        ("mmap_cube", Errno.ECANCELED),
-        ("pin_cube", Errno.ECANCELED),
-    }
-)
-"""Errors that handlers raise and their rows do not name."""
 
 
 def parameters(**changes: Any) -> Parameters:
@@ -108,8 +100,7 @@ class Pending:
         assert self._seq in replies, f"{self._row.name} is not answered"
         reply = replies[self._seq]
         promised = (0, *self._row.errors, *COMMON_ERRORS)
-        is_promised = reply.errno in promised or (self._row.name, reply.errno) in UNLISTED
-        assert is_promised, f"{self._row.name} may not fail so: {reply}"
+        assert reply.errno in promised, f"{self._row.name} may not fail so: {reply}"
         return decode_result(self._row, reply.errno, reply.body)
 
     def errno(self) -> int:
