@@ -25,7 +25,7 @@ from libmem.abi.calls import Call, CreateCube, WriteReply
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.structs import Event, Value
 from libmem.abi.wire import Reply
-from libmem.connection import Connection, deadline_of, new_connection
+from libmem.connection import Connection, checked_timeout, deadline_of, new_connection
 from libmem.fill import FillMemory
 from libmem.handshake import open_link
 from libmem.lease import Grant
@@ -87,7 +87,7 @@ class AsyncClient(Operations, Awaiting):
 
     def __init__(self, connection: Connection, timeout_s: float) -> None:
         self._connection = connection
-        self._timeout_s = timeout_s
+        self._timeout_s = checked_timeout(timeout_s)
         self._pumps: dict[Link, _Pump] = {}
         self._binding = asyncio.Lock()
 
@@ -112,7 +112,7 @@ class AsyncClient(Operations, Awaiting):
 
     async def call(self, request: Call[R], timeout_s: float | None = None) -> R:
         """One syscall, by its request struct. As `Client.call`."""
-        patience_s = self._timeout_s if timeout_s is None else timeout_s
+        patience_s = self._timeout_s if timeout_s is None else checked_timeout(timeout_s)
         reply: R = await self._perform(request, patience_s)
         return reply
 

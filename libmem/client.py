@@ -20,7 +20,7 @@ from libmem.abi.errors import Errno, MemError
 from libmem.abi.structs import Event, Value
 from libmem.abi.syscalls import BY_REQUEST
 from libmem.abi.wire import Reply, decode_result
-from libmem.connection import Connection, deadline_of, new_connection
+from libmem.connection import Connection, checked_timeout, deadline_of, new_connection
 from libmem.fill import Fill
 from libmem.handshake import open_link
 from libmem.ledger import DESCRIPTOR_CALLS
@@ -53,7 +53,8 @@ def connect(
 
     `timeout_s` is the patience of each call, this one included; `name` is the program's, as the
     daemon shall know it.
-    Errors: ECONNREFUSED (no daemon there), EACCES, EPERM (an impostor listens), ETIMEDOUT.
+    Units:  timeout_s is within 0..TIMEOUT_MAX_S, which is 23 days.
+    Errors: ECONNREFUSED (no daemon there), EACCES, EPERM (an impostor listens), ETIMEDOUT, EINVAL.
     """
     client = Client(new_connection(runtime_dir, name), timeout_s)
     client.open()
@@ -68,7 +69,7 @@ class Client(Operations, Blocking):
 
     def __init__(self, connection: Connection, timeout_s: float) -> None:
         self._connection = connection
-        self._timeout_s = timeout_s
+        self._timeout_s = checked_timeout(timeout_s)
         self._lock = threading.Lock()
         _clients.add(self)
 
@@ -99,9 +100,10 @@ class Client(Operations, Blocking):
         """One syscall, by its request struct.
 
         Units:  timeout_s, None: the client's own.
-        Errors: what the row lists; ETIMEDOUT, ECONNREFUSED, ECONNRESET, ESTALE.
+        Errors: what the row lists; ETIMEDOUT, ECONNREFUSED, ECONNRESET, ESTALE; EINVAL for
+                what cannot be sent, or no time that can be waited.
         """
-        patience_s = self._timeout_s if timeout_s is None else timeout_s
+        patience_s = self._timeout_s if timeout_s is None else checked_timeout(timeout_s)
         if type(request) in DESCRIPTOR_CALLS:
             granted: R = self._perform(request, patience_s)
             return granted

@@ -28,7 +28,10 @@ from libmem.ledger import DESCRIPTOR_CALLS, close_all, undo_of
 from libmem.link import Link
 from libmem.steps import Acquire, Bind, Commit, Effects, Open, Pause, Send, Step
 
-__all__ = ["Connection", "deadline_of", "new_connection"]
+__all__ = ["TIMEOUT_MAX_S", "Connection", "checked_timeout", "deadline_of", "new_connection"]
+
+TIMEOUT_MAX_S: Final = 2_000_000.0
+"""Of one call, 23 days: poll(2) counts milliseconds, in 31 bits."""
 
 _PAUSE_FIRST_S: Final = 0.005
 _PAUSE_MAX_S: Final = 0.1
@@ -206,6 +209,13 @@ def new_connection(runtime_dir: str | Path | None, name: str | None) -> Connecti
     directory = find_runtime_dir() if runtime_dir is None else Path(runtime_dir)
     program = Path(sys.argv[0] if sys.argv and sys.argv[0] else sys.executable).name
     return Connection(directory.absolute(), name or program)
+
+
+def checked_timeout(timeout_s: float) -> float:
+    """`timeout_s`, where it is a time that can be waited. Errors: EINVAL."""
+    if not 0 <= timeout_s <= TIMEOUT_MAX_S:  # nan is not
+        raise MemError(Errno.EINVAL, f"timeout_s is within 0..{TIMEOUT_MAX_S:.0f}, not {timeout_s}")
+    return timeout_s
 
 
 def deadline_of(step: Step, patience_s: float) -> float:

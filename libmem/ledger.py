@@ -66,11 +66,7 @@ class Ledger:
     def encode(self, request: Call[Any]) -> tuple[int, bytes]:
         """Number a request and make its frame. Errors: EMSGSIZE; EINVAL for what cannot be sent."""
         seq = self._seq + 1
-        try:
-            frame = encode_request(request, seq, self.epoch)
-        except (TypeError, ValueError, OverflowError, RecursionError) as error:
-            # An attribute of a type of the caller's own, half a surrogate pair, 2**64.
-            raise MemError(Errno.EINVAL, f"this cannot be sent: {error}") from None
+        frame = encode_request(request, seq, self.epoch)
         self._seq = seq
         return seq, frame
 

@@ -12,8 +12,6 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final, TypedDict, Unpack, cast
 
-import msgspec
-
 from libmem.abi import calls as c
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.limits import WATCH_MAX_MS
@@ -32,7 +30,7 @@ from libmem.abi.structs import (
     TierName,
 )
 from libmem.abi.syscalls import BY_REQUEST, Syscall
-from libmem.abi.wire import decode_result, encode
+from libmem.abi.wire import decode_result, encode_arguments
 from libmem.connection import Connection
 from libmem.fill import FillMemory
 from libmem.lease import Grant, Pin
@@ -296,11 +294,12 @@ class Operations:
     ) -> Steps[Sequence[Any]]:
         """Many calls in one message and one commit; results in order, errors as values.
 
-        Errors: EMSGSIZE (more than one message holds), EINVAL (more than BATCH_MAX_CALLS).
+        Errors: EMSGSIZE (more than one message holds), EINVAL (more than BATCH_MAX_CALLS, or a
+                value that cannot be sent; then nothing was).
         """
         rows = [BY_REQUEST[type(request)] for request in requests]
         calls = tuple(
-            (row.number, msgspec.Raw(encode(request)))
+            (row.number, encode_arguments(request))
             for row, request in zip(rows, requests, strict=True)
         )
         reply: c.BatchReply = yield c.Batch(calls=calls, stop_on_error=stop_on_error)

@@ -29,6 +29,7 @@ __all__ = [
     "decode_request",
     "decode_result",
     "encode",
+    "encode_arguments",
     "encode_error",
     "encode_reply",
     "encode_request",
@@ -85,9 +86,12 @@ def args_decoder(struct: type[Any]) -> msgspec.msgpack.Decoder[Any]:
 
 
 def encode_request(call: Call[Any], seq: int, epoch: int) -> bytes:
-    """One frame for the control road. Errors: EMSGSIZE when it is larger than one may be."""
+    """One frame for the control road.
+
+    Errors: EMSGSIZE when it is larger than one may be; EINVAL for what cannot be sent.
+    """
     row = BY_REQUEST[type(call)]
-    frame = encode((ABI_VERSION, seq, epoch, row.number, call))
+    frame = _encode_sendable((ABI_VERSION, seq, epoch, row.number, call))
     if len(frame) > FRAME_MAX_BYTES:
         raise MemError(
             Errno.EMSGSIZE,
@@ -96,6 +100,19 @@ def encode_request(call: Call[Any], seq: int, epoch: int) -> bytes:
             free_bytes=FRAME_MAX_BYTES,
         )
     return frame
+
+
+def encode_arguments(call: Call[Any]) -> msgspec.Raw:
+    """A call's arguments alone, as a batch carries them. Errors: EINVAL for what cannot be sent."""
+    return msgspec.Raw(_encode_sendable(call))
+
+
+def _encode_sendable(message: object) -> bytes:
+    try:
+        return encode(message)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        # An attribute of a type of the caller's own, half a surrogate pair, 2**64.
+        raise MemError(Errno.EINVAL, f"this cannot be sent: {error}") from None
 
 
 def decode_request(frame: bytes) -> Request:

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import inspect
+import math
 import select
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from functools import wraps
@@ -58,6 +59,18 @@ def test_both_clients_have_the_same_operations() -> None:
     assert public(libmem.Client) - public(AsyncClient) == {"after_fork_in_child"}
     assert public(AsyncClient) - public(libmem.Client) == set()
     assert "stat" in public(Operations)
+
+
+@on_a_loop
+async def test_what_makes_no_sense_is_refused_before_it_is_sent(
+    client: AsyncClient, daemon: FakeDaemon
+) -> None:
+    endless = libmem.aio.connect(daemon.runtime_dir, timeout_s=math.inf)
+    assert await errno_of(endless) is Errno.EINVAL
+    assert await errno_of(client.call(c.Info(), timeout_s=-1)) is Errno.EINVAL
+    strange = client.batch([c.SetHeader("/a/b", attributes={"mine": object()})])
+    assert await errno_of(strange) is Errno.EINVAL
+    assert daemon.count("info") == daemon.count("batch") == 0
 
 
 @on_a_loop

@@ -11,6 +11,7 @@ import libmem
 from libmem.abi import calls as c
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.structs import CubeType
+from libmem.connection import TIMEOUT_MAX_S
 from libmem.operations import CubeOptions, HeaderGroups
 from tests.libmem.fake_daemon import FakeDaemon, Incoming, hold, refuse, silent
 
@@ -359,6 +360,31 @@ def test_what_cannot_be_sent_is_refused_and_the_client_goes_on(
         client.call(request_)
     assert errno_of(raised) is Errno.EINVAL
     assert client.info().server == "fake"
+
+
+@pytest.mark.parametrize("value", ["\udcff", object(), 1 << 64], ids=["half", "own", "large"])
+def test_a_batch_with_what_cannot_be_sent_is_refused_whole(
+    client: libmem.Client, daemon: FakeDaemon, value: object
+) -> None:
+    fine = c.WriteCube("/a/b", b"x")
+    with pytest.raises(MemError, match="cannot be sent") as raised:
+        client.batch([fine, c.SetHeader("/a/b", attributes={"mine": value})])
+    assert errno_of(raised) is Errno.EINVAL
+    assert daemon.count("batch") == 0
+    assert client.info().server == "fake"
+
+
+@pytest.mark.parametrize("timeout_s", [math.inf, math.nan, -1.0, 1e7])
+def test_a_time_out_that_cannot_be_waited_is_refused(
+    client: libmem.Client, daemon: FakeDaemon, timeout_s: float
+) -> None:
+    with pytest.raises(MemError, match="timeout_s is within") as raised:
+        libmem.connect(daemon.runtime_dir, timeout_s=timeout_s)
+    assert errno_of(raised) is Errno.EINVAL
+    with pytest.raises(MemError, match="timeout_s is within"):
+        client.call(c.Info(), timeout_s=timeout_s)
+    assert client.call(c.Info(), timeout_s=TIMEOUT_MAX_S).server == "fake"
+    assert daemon.count("info") == 1
 
 
 def test_a_watch_without_end_may_be_asked_for(client: libmem.Client) -> None:

@@ -22,6 +22,7 @@ import typer
 import libmem
 from libmem.abi.calls import Call
 from libmem.abi.structs import Value
+from libmem.connection import TIMEOUT_MAX_S
 from memosd.tools.memctl.files import silence_stdout, translate
 from memosd.tools.memctl.output import Output
 
@@ -35,7 +36,6 @@ BROKEN_PIPE_STATUS: Final = 141
 _TIMEOUT_S: Final = 10.0
 _SLOW_TIMEOUT_S: Final = 600.0
 """For calls that move payloads: a disk may need that long for a large one."""
-_TIMEOUT_MAX_S: Final = 86_400.0
 _PANEL: Final = "Common options"
 
 
@@ -117,7 +117,7 @@ Timeout = Annotated[
         "--timeout",
         help="Seconds to wait for each reply (10; 600 where payloads move).",
         min=0.001,
-        max=_TIMEOUT_MAX_S,
+        max=TIMEOUT_MAX_S,
         metavar="SECONDS",
         rich_help_panel=_PANEL,
         show_default=False,
