@@ -242,6 +242,7 @@ class Kernel:
             faults=parts.heat.faults,
             evictions=parts.heat.evictions,
             rss_bytes=psutil.Process().memory_info().rss,
+            table_bytes=self._store.used_bytes(),
             data_dir=parts.parameters.data_dir,
             policy=parts.residents.policy.name,
             indexer=self.indexer.index.name,

@@ -73,6 +73,8 @@ class InfoReply(Value, frozen=True):
     faults: int
     evictions: int
     rss_bytes: int
+    table_bytes: int
+    """The table's pages in use: all rows and small payloads, whoever is charged for them."""
     data_dir: str
     policy: str
     indexer: str

@@ -18,7 +18,7 @@ from libmem.abi.wire import Reply, decode_reply, encode, encode_request, fault_e
 from memosd.kernel.dispatch import check_table
 from memosd.kernel.syscalls.table import HANDLERS
 from memosd.kernel.wait import Completion
-from tests.kernel.world import ROOT, Client, World, batch_of
+from tests.kernel.world import PAGED, ROOT, Client, World, batch_of
 
 STAT = BY_NAME["stat_cube"].number
 
@@ -319,3 +319,12 @@ def test_calls_are_counted(user: Client) -> None:
     before = user.call(c.Info()).calls
     user.send(b"")
     assert user.call(c.Info()).calls == before + 2
+
+
+def test_info_tells_what_the_table_takes_on_disk(user: Client) -> None:
+    before = user.call(c.Info()).table_bytes
+    user.blob("/n/paged", bytes(PAGED))
+    rows_bytes = user.call(c.Info()).table_bytes - before
+    assert 0 < rows_bytes < PAGED, "a page file is not part of the table"
+    user.blob("/n/small", bytes(1000))
+    assert user.call(c.Info()).table_bytes - before > 1000 + rows_bytes

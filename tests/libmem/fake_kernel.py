@@ -217,7 +217,7 @@ class FakeKernel:
         return c.InfoReply(
             server="fake", epoch=1, pid=os.getpid(), uptime_ns=0, sessions=0, namespaces=0,
             cubes=len(self.cubes), tiers=(), log_seq=len(self.events), indexed_seq=0, calls=0,
-            faults=0, evictions=0, rss_bytes=0, data_dir="", policy="", indexer="",
+            faults=0, evictions=0, rss_bytes=0, table_bytes=0, data_dir="", policy="", indexer="",
         )  # fmt: skip
 
     def _batch(self, session: FakeSession, args: c.Batch) -> c.BatchReply:

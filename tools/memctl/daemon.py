@@ -46,7 +46,7 @@ def _lines(info: InfoReply, glyphs: tuple[str, str]) -> list[Line]:
     work = ((info.calls, "call"), (info.faults, "fault"), (info.evictions, "eviction"))
     facts = [
         ("daemon", f"pid {info.pid}, up {duration(info.uptime_ns)}, epoch {info.epoch}"),
-        ("data", info.data_dir),
+        ("data", f"{info.data_dir}, table {human_bytes(info.table_bytes)}"),
         ("holds", f"{counted(info.cubes, 'cube')} in {counted(info.namespaces, 'namespace')}"),
         ("sessions", str(info.sessions)),
         ("work", ", ".join(counted(number, noun) for number, noun in work)),

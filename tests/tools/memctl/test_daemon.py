@@ -55,6 +55,7 @@ def make_info(**changes: Any) -> InfoReply:
         "faults": 2,
         "evictions": 1,
         "rss_bytes": 40 << 20,
+        "table_bytes": 3 << 20,
         "data_dir": "/var/lib/memosd",
         "policy": "lru",
         "indexer": "fts5",
@@ -66,6 +67,7 @@ def test_status(memctl: Memctl) -> None:
     out = memctl("status", answers={Info: make_info()}).out
     assert "pid 4711, up 2 min 5 s, epoch 255" in out
     assert "1,234 cubes in 2 namespaces" in out
+    assert "/var/lib/memosd, table 3.0 MiB" in out
     assert "fts5, up to date" in out
     assert "############............  50%  50.0 MiB of 100.0 MiB" in out
     assert "7 cubes, 1.0 MiB pinned, 2.0 MiB not yet on disk" in out
