@@ -8,8 +8,8 @@ import pytest
 from libmem.abi.structs import Governance, Stat
 from libmem.abi.syscalls import SYSCALLS
 from memosd.tools.docs.__main__ import pages
-from memosd.tools.docs.fields import fields_of
 from memosd.tools.docs.roff import Page
+from memosd.tools.fields import fields_of
 from tests.docs.markdown import ROOT
 
 PAGES = pages()

@@ -11,7 +11,7 @@ from libmem.abi import limits
 from libmem.abi.errors import Errno, is_retryable
 from libmem.abi.syscalls import COMMON_ERRORS, SYSCALLS, Access, Syscall
 from libmem.abi.wire import Fault
-from memosd.tools.docs.fields import Field, constants_of, doc_of, fields_of, named_types
+from memosd.tools.fields import Field, constants_of, doc_of, fields_of, named_types
 
 __all__ = ["render"]
 

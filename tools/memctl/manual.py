@@ -5,15 +5,14 @@ does. Needs no daemon.
 """
 
 import difflib
-import types
-from enum import StrEnum
-from typing import Annotated, Any, Final, Union, get_args, get_origin
+from typing import Annotated, Any, Final
 
 import msgspec
 import typer
 
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.syscalls import BY_NAME, COMMON_ERRORS, SYSCALLS, Syscall
+from memosd.tools.fields import fields_of, named_types
 from memosd.tools.memctl.command import Session, command
 from memosd.tools.memctl.output import Column
 
@@ -23,15 +22,6 @@ Line = list[tuple[str, str]]
 """Parts of a line, each with its style."""
 
 app: Final = typer.Typer(rich_help_panel="Daemon")
-
-
-class Argument(msgspec.Struct, frozen=True):
-    """One field of a request or result, as people read it."""
-
-    name: str
-    type: str
-    default: str
-
 
 _TABLE: Final[tuple[Column[Syscall], ...]] = (
     Column("NR", lambda row: str(row.number), is_right=True, style="dim"),
@@ -85,8 +75,9 @@ def _page(row: Syscall) -> list[Line]:
         *_section("Arguments", row.request),
         *_section(f"Result: {row.result.__name__}", row.result),
     ]
-    for struct in _nested(row):
-        lines += _section(struct.__name__, struct)
+    for kind in named_types((row.request, row.result)):
+        if issubclass(kind, msgspec.Struct):  # an enum is shown by its values
+            lines += _section(kind.__name__, kind)
     lines += [[], [("Errors", "bold"), ("" if row.errors else "  only those of every call", "")]]
     lines += [
         [(f"  {error.name:<16}", "cyan"), (f"{error:>3}  {error.meaning}", "")]
@@ -97,32 +88,14 @@ def _page(row: Syscall) -> list[Line]:
 
 
 def _section(title: str, struct: type[msgspec.Struct]) -> list[Line]:
-    arguments = _arguments(struct)
-    lines: list[Line] = [[], [(title, "bold"), ("" if arguments else "  none", "")]]
-    for item in arguments:
-        default = f" = {item.default}" if item.default else ""
-        lines.append([(f"  {item.name}", "cyan"), (f": {item.type}{default}", "")])
+    fields = fields_of(struct, is_expanded=True)
+    lines: list[Line] = [[], [(title, "bold"), ("" if fields else "  none", "")]]
+    for field in fields:
+        default = f" = {field.default}" if field.default else ""
+        lines.append([(f"  {field.name}", "cyan"), (f": {field.type}{default}", "")])
+        if field.doc:
+            lines.append([(f"    {field.doc}", "dim")])
     return lines
-
-
-def _nested(row: Syscall) -> list[type[msgspec.Struct]]:
-    """The structs inside the request and the result, in the order they are met."""
-    found: dict[type[msgspec.Struct], None] = {}
-
-    def visit(annotation: Any) -> None:
-        for inner in get_args(annotation):
-            visit(inner)
-        if not isinstance(annotation, type) or annotation in {row.request, row.result, *found}:
-            return
-        if issubclass(annotation, msgspec.Struct):
-            found[annotation] = None
-            for field in msgspec.structs.fields(annotation):
-                visit(field.type)
-
-    for struct in (row.request, row.result):
-        for field in msgspec.structs.fields(struct):
-            visit(field.type)
-    return list(found)
 
 
 def _document(row: Syscall) -> dict[str, Any]:
@@ -135,9 +108,9 @@ def _document(row: Syscall) -> dict[str, Any]:
         "blocks": row.blocks,
         "is_mutation": row.is_mutation,
         "since": row.since,
-        "arguments": _arguments(row.request),
+        "arguments": _fields(row.request),
         "result": row.result.__name__,
-        "result_fields": _arguments(row.result),
+        "result_fields": _fields(row.result),
         "errors": [
             {"name": error.name, "errno": int(error), "meaning": error.meaning}
             for error in (*row.errors, *COMMON_ERRORS)
@@ -145,39 +118,5 @@ def _document(row: Syscall) -> dict[str, Any]:
     }
 
 
-def _arguments(struct: type[msgspec.Struct]) -> list[Argument]:
-    return [
-        Argument(field.encode_name, _type_name(field.type), _default(field))
-        for field in msgspec.structs.fields(struct)
-    ]
-
-
-def _default(field: msgspec.structs.FieldInfo) -> str:
-    """Empty for a required field."""
-    if field.default_factory is not msgspec.NODEFAULT:
-        value = field.default_factory()
-    elif field.default is not msgspec.NODEFAULT:
-        value = field.default
-    else:
-        return ""
-    if isinstance(value, msgspec.Struct):
-        return f"{type(value).__name__}()"
-    if field.name == "mode" and isinstance(value, int):
-        return f"{value:#o}"
-    return str(value) if isinstance(value, StrEnum) else repr(value)
-
-
-def _type_name(annotation: Any) -> str:
-    """`int | None`, `tuple[str, ...]`, `Quota`, and an enum by its values."""
-    if annotation is types.NoneType:
-        return "None"
-    if annotation is Ellipsis:
-        return "..."
-    origin, inner = get_origin(annotation), get_args(annotation)
-    if origin in {types.UnionType, Union}:
-        return " | ".join(map(_type_name, inner))
-    if origin is not None:
-        return f"{origin.__name__}[{', '.join(map(_type_name, inner))}]"
-    if isinstance(annotation, type) and issubclass(annotation, StrEnum):
-        return "|".join(annotation)
-    return getattr(annotation, "__name__", str(annotation))
+def _fields(struct: type[msgspec.Struct]) -> list[dict[str, str]]:
+    return [field._asdict() for field in fields_of(struct, is_expanded=True)]

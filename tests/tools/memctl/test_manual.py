@@ -41,11 +41,17 @@ def test_a_page_explains_the_structs_inside(memctl: Memctl) -> None:
     assert "media_type: str = ''" in out
 
 
+def test_a_page_has_the_prose_of_its_fields(memctl: Memctl) -> None:
+    assert "None: whatever is there. 0: nothing may be there." in memctl("help", "create_cube").out
+    (row,) = memctl("help", "unlink_cube", "--json").lines
+    assert "that old version only" in row["arguments"][0]["doc"]
+
+
 def test_help_for_programs(memctl: Memctl) -> None:
     (row,) = memctl("help", "evict", "--json").lines
     assert row["name"] == "evict"
     assert row["access"] == "WRITE"
-    assert row["arguments"] == [{"name": "name", "type": "str", "default": ""}]
+    assert row["arguments"] == [{"name": "name", "type": "str", "default": "", "doc": ""}]
     assert {"name": "EBUSY", "errno": 16, "meaning": Errno.EBUSY.meaning} in row["errors"]
     assert len(memctl("help", "--json").lines) == len(SYSCALLS)
 

@@ -1,16 +1,17 @@
 """What the ABI's own source says of its structs, enums and limits: names, types, defaults, prose.
 
-Pure functions, used by the pages that are generated. Prose is the string literal that follows a
-field or a constant, which Python drops and a reader of the source sees; so the manual needs no
-second text that could differ from the first.
+Pure functions, used by the pages that are generated and by `memctl help`. Prose is the string
+literal that follows a field or a constant, which Python drops and a reader of the source sees; so
+the manual needs no second text that could differ from the first.
 """
 
 import ast
 import inspect
-import textwrap
 import types
 from collections.abc import Iterable
 from enum import StrEnum
+from functools import cache
+from importlib import import_module
 from itertools import pairwise
 from types import ModuleType
 from typing import Any, Final, NamedTuple, Union, get_args, get_origin
@@ -40,11 +41,16 @@ class Constant(NamedTuple):
     doc: str
 
 
-def fields_of(struct: type[msgspec.Struct]) -> list[Field]:
-    """The fields in their order."""
-    prose = _literals(ast.parse(textwrap.dedent(inspect.getsource(struct))).body[0])
+def fields_of(struct: type[msgspec.Struct], *, is_expanded: bool = False) -> list[Field]:
+    """The fields in their order; `is_expanded`: enums by their values."""
+    prose = _prose(struct.__module__).get(struct.__name__, {})
     return [
-        Field(field.encode_name, type_name(field.type), _default(field), prose.get(field.name, ""))
+        Field(
+            field.encode_name,
+            type_name(field.type, is_expanded=is_expanded),
+            _default(field),
+            prose.get(field.name, ""),
+        )
         for field in msgspec.structs.fields(struct)
     ]
 
@@ -89,17 +95,20 @@ def named_types(structs: Iterable[type[msgspec.Struct]]) -> list[type]:
     return list(found)
 
 
-def type_name(annotation: Any) -> str:
-    """`int | None`, `tuple[str, ...]`, `Quota`."""
+def type_name(annotation: Any, *, is_expanded: bool = False) -> str:
+    """`int | None`, `tuple[str, ...]`, `Quota`; `is_expanded`: `ram|disk` for an enum."""
     if annotation is types.NoneType:
         return "None"
     if annotation is Ellipsis:
         return "..."
-    origin, inner = get_origin(annotation), get_args(annotation)
+    if is_expanded and isinstance(annotation, type) and issubclass(annotation, StrEnum):
+        return "|".join(annotation)
+    origin = get_origin(annotation)
+    inner = [type_name(each, is_expanded=is_expanded) for each in get_args(annotation)]
     if origin in {types.UnionType, Union}:
-        return " | ".join(map(type_name, inner))
+        return " | ".join(inner)
     if origin is not None:
-        return f"{origin.__name__}[{', '.join(map(type_name, inner))}]"
+        return f"{origin.__name__}[{', '.join(inner)}]"
     return getattr(annotation, "__name__", str(annotation))
 
 
@@ -115,6 +124,13 @@ def _default(field: msgspec.structs.FieldInfo) -> str:
     if field.name in _OCTAL and isinstance(value, int):
         return f"{value:#o}"
     return str(value) if isinstance(value, StrEnum) else repr(value)
+
+
+@cache
+def _prose(module: str) -> dict[str, dict[str, str]]:
+    """Class -> field -> what is said of it. By the module: to find one class is to parse all."""
+    tree = ast.parse(inspect.getsource(import_module(module)))
+    return {node.name: _literals(node) for node in tree.body if isinstance(node, ast.ClassDef)}
 
 
 def _literals(tree: ast.AST) -> dict[str, str]:
