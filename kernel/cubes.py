@@ -11,14 +11,14 @@ from typing import Any, Final
 
 import msgspec
 
-from libmem.abi.calls import CreateCube, SetHeader, WriteCube, WriteReply
+from libmem.abi.calls import CreateCube, WriteCube, WriteReply
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.limits import PARENTS_MAX, PRIORITY_MAX
 from libmem.abi.names import namespace_of, parse_name, parse_ref
 from libmem.abi.structs import CubeType, Descriptive, Durability, EventKind, Governance
 from libmem.abi.wire import encode
 from memosd.kernel.access import EXECUTE, READ, WRITE, Identity, allows, require_owner
-from memosd.kernel.headers import PLAIN_DESCRIPTIVE, check_fixed, check_header
+from memosd.kernel.groups import PLAIN_DESCRIPTIVE, check_header
 from memosd.kernel.namespace import Namespace
 from memosd.kernel.pagetable import Cube, new_id
 from memosd.kernel.parts import Parts
@@ -116,12 +116,12 @@ class Cubes:
             raise MemError(
                 Errno.EINVAL, f"a cube keeps its type, this one is {existing.row.type}", cube=name
             )
-        driver = self._driver(draft.type)
+        driver = self.driver_of(draft.type)
         check_header(draft.descriptive, draft.attributes)
         driver.check_header(draft.descriptive, draft.attributes)
         governance = draft.governance
         if governance is not None:
-            self._check_governance(who, existing, governance)
+            self.check_governance(who, existing, governance)
         kept = existing.row.durability if existing else driver.durability
         durability = draft.durability or kept
         parents = self._resolved_parents(who, draft.parents) if draft.parents else []
@@ -131,7 +131,7 @@ class Cubes:
             return admission
         return msgspec.structs.replace(admission, base=self._base_of(admission, parents))
 
-    def _driver(self, cube_type: CubeType) -> Driver:
+    def driver_of(self, cube_type: CubeType) -> Driver:
         """Errors: EOPNOTSUPP."""
         driver = self._drivers.get(cube_type)
         if driver is None:
@@ -167,7 +167,8 @@ class Cubes:
             )
 
     @staticmethod
-    def _check_governance(who: Identity, existing: Cube | None, wanted: Governance) -> None:
+    def check_governance(who: Identity, existing: Cube | None, wanted: Governance) -> None:
+        """May the caller give a cube this? Errors: EPERM, EINVAL."""
         if existing is not None:
             require_owner(who, existing.row.uid, "the governance of a cube")
         owner = existing.row.uid if existing else who.uid
@@ -230,7 +231,8 @@ class Cubes:
         return new_id(self._clock.wall_ns())
 
     @staticmethod
-    def _next_version(cube: Cube) -> int:
+    def next_version(cube: Cube) -> int:
+        """Errors: EINVAL."""
         if cube.row.last_version >= _VERSION_MAX:
             raise MemError(Errno.EINVAL, "the cube has used up its version numbers")
         return cube.row.last_version + 1
@@ -248,7 +250,7 @@ class Cubes:
         # Positional: a write's rows are made here, tens of thousands of times a second.
         cube_id = existing.id if existing else key
         version = VersionRow(
-            self._next_version(existing) if existing else 1,
+            self.next_version(existing) if existing else 1,
             key,
             content.size_bytes,
             content.digest,
@@ -322,35 +324,6 @@ class Cubes:
         self._table.put_history(existing.id, existing.row.current)
         self._table.put_cube(existing.id, row)
         return row
-
-    def set_header(self, who: Identity, change: SetHeader) -> WriteReply:
-        """A new version with another header over the same payload. Errors: as its row says."""
-        # As chmod: it takes the owner, not the bits, or nobody could undo mode 0.
-        cube, space = self.open(who, parse_name(change.name), 0)
-        require_owner(who, cube.row.uid, "the header of a cube")
-        self.check_version(cube, change.expected_version, change.name)
-        old = cube.row.current
-        version = msgspec.structs.replace(
-            old,
-            version=self._next_version(cube),
-            created_ns=self._clock.wall_ns(),
-            author_uid=who.uid,
-            descriptive=old.descriptive if change.descriptive is None else change.descriptive,
-            attributes=old.attributes if change.attributes is None else change.attributes,
-        )
-        check_header(version.descriptive, version.attributes)
-        driver = self._driver(cube.row.type)
-        driver.check_header(version.descriptive, version.attributes)
-        check_fixed(driver.fixed_attributes, old.attributes, version.attributes)
-        if change.governance is not None:
-            self._check_governance(who, cube, change.governance)
-        charge = version_charge(version)
-        self._namespaces.check_room(space, charge)
-        self._namespaces.charge(space, charge)
-        row = self.succeed(cube, version, change.governance)
-        self._residents.reprioritise(cube.key, row.priority)
-        self._table.log.note(EventKind.HEADER, cube.id, row, actor_uid=who.uid)
-        return WriteReply(id=cube.id, version=version.version, digest=version.digest)
 
 
 def _nobody_removes(cube_id: bytes, row: CubeRow) -> None:

@@ -1,69 +1,124 @@
-"""Headers: what the free fields of a cube may hold. Pure functions."""
+"""Headers: replacing a cube's header groups, as a new version over the same payload.
 
-from collections.abc import Iterable, Iterator
-from itertools import chain
-from typing import Any, Final
+Everything is checked, then committed. A header that promises more of the payload than the old one
+did (a text that is to be JSON) has the payload checked against it first: in RAM, on an I/O thread
+where it is no small one, after which the change is checked once more against the table as it is.
+Kernel thread only.
+"""
 
-from libmem.abi.errors import Errno, MemError
-from libmem.abi.limits import (
-    ATTRIBUTES_DEPTH_MAX,
-    ATTRIBUTES_MAX_BYTES,
-    TAGS_MAX,
-    TEXT_FIELD_MAX_BYTES,
-)
-from libmem.abi.structs import Descriptive
-from libmem.abi.wire import encode
+from collections.abc import Coroutine
+from typing import Any, NamedTuple
 
-__all__ = ["PLAIN_DESCRIPTIVE", "check_fixed", "check_header"]
+import msgspec
 
-PLAIN_DESCRIPTIVE: Final = Descriptive()
+from libmem.abi.calls import SetHeader, WriteReply
+from libmem.abi.names import parse_name
+from libmem.abi.structs import EventKind, Governance
+from memosd.kernel.access import Identity, require_owner
+from memosd.kernel.cubes import Cubes, version_charge
+from memosd.kernel.groups import check_fixed, check_header
+from memosd.kernel.namespace import Namespace
+from memosd.kernel.pager import Pager
+from memosd.kernel.pagetable import Cube
+from memosd.kernel.parts import Parts
+from memosd.kernel.ports import Driver
+from memosd.kernel.rows import VersionRow
 
-
-def check_header(descriptive: Descriptive, attributes: dict[str, Any]) -> None:
-    """Sizes of the free fields. Errors: EINVAL."""
-    if attributes:
-        _check_depth(attributes)
-        if len(encode(attributes)) > ATTRIBUTES_MAX_BYTES:
-            raise MemError(Errno.EINVAL, f"attributes have at most {ATTRIBUTES_MAX_BYTES} bytes")
-    if descriptive == PLAIN_DESCRIPTIVE:
-        return
-    if len(descriptive.tags) > TAGS_MAX:
-        raise MemError(Errno.EINVAL, f"a cube has at most {TAGS_MAX} tags")
-    for text in (*descriptive.tags, *_texts(descriptive)):
-        if len(text.encode()) > TEXT_FIELD_MAX_BYTES:
-            raise MemError(Errno.EINVAL, f"a header text has at most {TEXT_FIELD_MAX_BYTES} bytes")
-    for field in ("event_time_ns", "valid_from_ns", "valid_to_ns"):
-        if not -(1 << 63) <= getattr(descriptive, field) < 1 << 63:
-            raise MemError(Errno.EINVAL, f"{field} is not a time")
+__all__ = ["Headers"]
 
 
-def check_fixed(fixed: frozenset[str], old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Attributes that say what the payload is stay as they are. Errors: EINVAL."""
-    for name in fixed:
-        if old.get(name) != new.get(name):
-            raise MemError(Errno.EINVAL, f"the attribute {name!r} describes the payload; it stays")
+class _Change(NamedTuple):
+    """A change of header that was found to be in order."""
+
+    cube: Cube
+    space: Namespace
+    driver: Driver
+    version: VersionRow
+    governance: Governance | None
+
+    @property
+    def is_new_promise(self) -> bool:
+        """Was the payload never checked against such a header?"""
+        old, new = self.cube.row.current.descriptive, self.version.descriptive
+        return self.driver.is_new_promise(old, new)
 
 
-def _texts(descriptive: Descriptive) -> Iterator[str]:
-    yield from (
-        descriptive.title,
-        descriptive.semantic_type,
-        descriptive.origin,
-        descriptive.producer,
-        descriptive.media_type,
-    )
+class Headers:
+    """Changes of header."""
 
+    def __init__(self, parts: Parts, cubes: Cubes, pager: Pager) -> None:
+        self._table = parts.table
+        self._namespaces = parts.namespaces
+        self._residents = parts.residents
+        self._ram = parts.ram
+        self._io = parts.io
+        self._clock = parts.clock
+        self._cubes = cubes
+        self._pager = pager
 
-def _check_depth(attributes: dict[str, Any]) -> None:
-    """Level by level: recursion is what a deep value would exhaust. Errors: EINVAL."""
-    level: list[Any] = [attributes]
-    for _ in range(ATTRIBUTES_DEPTH_MAX):
-        inner = [item for outer in level for item in _items(outer)]
-        level = [item for item in inner if isinstance(item, dict | list | tuple)]
-        if not level:
+    def replace(
+        self, who: Identity, request: SetHeader
+    ) -> WriteReply | Coroutine[Any, None, WriteReply]:
+        """A new version with another header over the same payload. Errors: as its row says."""
+        change = self._admit(who, request)
+        if change.is_new_promise:
+            return self._replace_checked(who, request, change)
+        return self._commit(who, change)
+
+    async def _replace_checked(
+        self, who: Identity, request: SetHeader, change: _Change
+    ) -> WriteReply:
+        checked = b""
+        while change.is_new_promise and change.cube.key != checked:
+            checked = change.cube.key
+            await self._check_payload(change)
+            change = self._admit(who, request)  # somebody may have written meanwhile
+        return self._commit(who, change)
+
+    async def _check_payload(self, change: _Change) -> None:
+        """Errors: EILSEQ, EFBIG (it is not what the header says), and those of a fault."""
+        cube, version, check = change.cube, change.version, change.driver.check_payload
+        if version.is_inline:
+            self._pager.check_quarantine(cube)
+            payload = self._pager.inline_payload(cube)
+            check(payload, version.descriptive, version.attributes)
             return
-    raise MemError(Errno.EINVAL, f"attributes are nested deeper than {ATTRIBUTES_DEPTH_MAX}")
+        resident = await self._pager.fault(cube, change.space)
+        self._residents.hold(resident, "busy")
+        try:
+            view = self._ram.view(resident.frame)
+            await self._io.run(check, view, version.descriptive, version.attributes)
+        finally:
+            self._pager.reclaim.release(resident, "busy")
 
+    def _admit(self, who: Identity, request: SetHeader) -> _Change:
+        # As chmod: it takes the owner, not the bits, or nobody could undo mode 0.
+        cube, space = self._cubes.open(who, parse_name(request.name), 0)
+        require_owner(who, cube.row.uid, "the header of a cube")
+        self._cubes.check_version(cube, request.expected_version, request.name)
+        old = cube.row.current
+        version = msgspec.structs.replace(
+            old,
+            version=self._cubes.next_version(cube),
+            created_ns=self._clock.wall_ns(),
+            author_uid=who.uid,
+            descriptive=old.descriptive if request.descriptive is None else request.descriptive,
+            attributes=old.attributes if request.attributes is None else request.attributes,
+        )
+        check_header(version.descriptive, version.attributes)
+        driver = self._cubes.driver_of(cube.row.type)
+        driver.check_header(version.descriptive, version.attributes)
+        check_fixed(driver.fixed_attributes, old.attributes, version.attributes)
+        if request.governance is not None:
+            self._cubes.check_governance(who, cube, request.governance)
+        self._namespaces.check_room(space, version_charge(version))
+        return _Change(cube, space, driver, version, request.governance)
 
-def _items(outer: dict[Any, Any] | list[Any] | tuple[Any, ...]) -> Iterable[Any]:
-    return chain(outer, outer.values()) if isinstance(outer, dict) else outer
+    def _commit(self, who: Identity, change: _Change) -> WriteReply:
+        """Put the rows; everything was checked, and nobody had a turn since."""
+        cube, version = change.cube, change.version
+        self._namespaces.charge(change.space, version_charge(version))
+        row = self._cubes.succeed(cube, version, change.governance)
+        self._residents.reprioritise(cube.key, row.priority)
+        self._table.log.note(EventKind.HEADER, cube.id, row, actor_uid=who.uid)
+        return WriteReply(id=cube.id, version=version.version, digest=version.digest)

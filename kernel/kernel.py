@@ -20,6 +20,7 @@ from memosd.kernel.cubes import Cubes
 from memosd.kernel.dispatch import Dispatch
 from memosd.kernel.events import Events
 from memosd.kernel.fills import Fills
+from memosd.kernel.headers import Headers
 from memosd.kernel.heat import Heat
 from memosd.kernel.indexer import Indexer
 from memosd.kernel.ledger import Ledger
@@ -91,6 +92,7 @@ class Kernel:
         self.removal = Removal(parts, self.cubes, self.pager)
         self.reclaim.on_lose = self.removal.lose
         self.cubes.on_expired = self.removal.remove_expired
+        self.headers = Headers(parts, self.cubes, self.pager)
         self.fills = Fills(parts, self.cubes, self.pager, self.removal)
         self.events = Events(parts)
         self.indexer = Indexer(parts, self.pager, outside.lexicon, outside.index_io)

@@ -226,6 +226,10 @@ class Driver(Protocol):
         when it is too large to be checked."""
         ...
 
+    def is_new_promise(self, old: Descriptive, new: Descriptive) -> bool:
+        """Does `new` say more of a payload than `old`, against which it was checked? Fast."""
+        ...
+
     def index_text(self, payload: memoryview | bytes, descriptive: Descriptive) -> str | None:
         """What the lexical index should know of it; None: nothing."""
         ...

@@ -45,6 +45,10 @@ class ActivationDriver:
                 f"the header describes {need_bytes} bytes, the payload has {len(payload)}",
             )
 
+    def is_new_promise(self, old: Descriptive, new: Descriptive) -> bool:
+        """Never: what describes the payload is fixed."""
+        return False
+
     def index_text(self, payload: memoryview | bytes, descriptive: Descriptive) -> str | None:
         """Nothing: keys and values have no words."""
         return None

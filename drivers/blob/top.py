@@ -27,6 +27,10 @@ class BlobDriver:
     ) -> None:
         """Every payload is fine."""
 
+    def is_new_promise(self, old: Descriptive, new: Descriptive) -> bool:
+        """No header says anything of the bytes."""
+        return False
+
     def index_text(self, payload: memoryview | bytes, descriptive: Descriptive) -> str | None:
         """Nothing: bytes have no words, and a title alone would pretend that they had."""
         return None

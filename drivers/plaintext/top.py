@@ -70,6 +70,10 @@ class PlaintextDriver:
         if is_json:
             _check_json(view)
 
+    def is_new_promise(self, old: Descriptive, new: Descriptive) -> bool:
+        """JSON is text; a text may be no JSON. Errors: EINVAL as `check_header`."""
+        return _is_json(new) and not _is_json(old)
+
     def index_text(self, payload: memoryview | bytes, descriptive: Descriptive) -> str | None:
         """Title, tags, then the text; of JSON its keys, strings and numbers.
 
@@ -137,8 +141,8 @@ def _flattened(text: str) -> str:
     try:
         value = msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError):
-        # A number that no float or integer holds, or text that was called JSON by a later header,
-        # which may be anything: the source has the same words.
+        # A number that no float or integer holds, or what an older store called JSON by a header
+        # that nobody compared with the payload: the source has the same words.
         return text
     return "\n".join(_words(value))
 

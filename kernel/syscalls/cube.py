@@ -154,5 +154,7 @@ def sys_unlink_cube(context: Context, request: c.UnlinkCube) -> c.UnlinkReply:
     return context.kernel.removal.unlink(context.who, request)
 
 
-def sys_set_header(context: Context, request: c.SetHeader) -> c.WriteReply:
-    return context.kernel.cubes.set_header(context.who, request)
+def sys_set_header(
+    context: Context, request: c.SetHeader
+) -> c.WriteReply | Coroutine[Any, None, c.WriteReply]:
+    return context.kernel.headers.replace(context.who, request)

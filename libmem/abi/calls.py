@@ -322,7 +322,11 @@ class Explain(Call[ExplainReply], frozen=True):
 
 
 class SetHeader(Call[WriteReply], frozen=True):
-    """Each group given replaces the old one whole; None keeps it. Makes a new version."""
+    """Each group given replaces the old one whole; None keeps it. Makes a new version.
+
+    A header that promises more of the payload than the old one (plaintext that is to be JSON) has
+    it checked: EILSEQ where it is something else. What is no small payload comes into RAM for that.
+    """
 
     name: str
     descriptive: Descriptive | None = None

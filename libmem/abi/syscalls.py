@@ -192,9 +192,9 @@ SYSCALLS: Final[tuple[Syscall, ...]] = (
     ),
     Syscall(
         22, "set_header", c.SetHeader, c.WriteReply, Access.OWNER,
-        (*_NAME, E.EPERM, E.EVERSION, E.ENOSPC, E.EDQUOT, E.ECORRUPT, E.EOPNOTSUPP),
+        (*_FAULT, E.EPERM, E.EVERSION, E.ENOSPC, E.EOPNOTSUPP, E.EILSEQ, E.EFBIG),
         "Replace header groups; makes a new version that shares the payload.",
-        is_mutation=True,
+        blocks=True, is_mutation=True,
     ),
     Syscall(
         23, "make_namespace", c.MakeNamespace, NamespaceStat, Access.SESSION,

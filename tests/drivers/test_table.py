@@ -23,5 +23,6 @@ def test_a_blob_is_any_bytes_and_has_no_words() -> None:
     described = Descriptive(title="title", media_type="image/png")
     blob.check_header(described, {"any": 1})
     blob.check_payload(b"\xff\0\xfe", described, {})
+    assert not blob.is_new_promise(Descriptive(), described)
     assert blob.indexed_bytes == 0
     assert blob.index_text(b"words", described) is None

@@ -142,6 +142,73 @@ def test_a_senseless_header_is_refused_and_changes_nothing(
     assert (user.stat("/n/a"), user.usage("/n")) == before
 
 
+JSON = Descriptive(media_type="application/json")
+
+
+@pytest.mark.parametrize("size_bytes", [0, PAGED], ids=["inline", "paged"])
+def test_a_text_becomes_json_only_where_it_is(user: Client, size_bytes: int) -> None:
+    filler = b" " * size_bytes
+    user.write("/n/a", b"{not json" + filler)
+    before = user.stat("/n/a"), user.usage("/n").usage.disk_bytes
+    error = user.fails(c.SetHeader(name="/n/a", descriptive=JSON), Errno.EILSEQ)
+    assert error.detail["offset_bytes"] == 1
+    assert (user.stat("/n/a"), user.usage("/n").usage.disk_bytes) == before
+    user.write("/n/a", b'{"is": "json"}' + filler)
+    assert user.call(c.SetHeader(name="/n/a", descriptive=JSON)).version == 3
+    assert user.stat("/n/a").descriptive == JSON
+    titled = Descriptive(title="T", media_type="application/ld+json")
+    assert user.call(c.SetHeader(name="/n/a", descriptive=titled)).version == 4
+    assert user.call(c.SetHeader(name="/n/a", descriptive=Descriptive())).version == 5
+
+
+def test_a_header_that_promises_nothing_new_leaves_the_payload_where_it_is(
+    world: World, user: Client
+) -> None:
+    user.write("/n/text", b"x" * PAGED)
+    user.blob("/n/blob", bytes(PAGED))
+    for name, media_type in (("/n/text", "text/markdown"), ("/n/blob", "application/json")):
+        user.call(c.Evict(name=name))
+        changed = user.start(c.SetHeader(name=name, descriptive=Descriptive(media_type=media_type)))
+        assert world.io.names() == []
+        world.settle()
+        assert changed.result().version == 2
+        assert user.stat(name).tiers == ("disk",)
+
+
+@pytest.mark.parametrize("step", ["load", "check_payload"])
+def test_what_is_written_while_a_payload_is_checked_is_checked_too(
+    world: World, user: Client, step: str
+) -> None:
+    user.write("/n/a", b"{}" + b" " * PAGED)
+    user.call(c.Evict(name="/n/a"))
+    changed = user.start(c.SetHeader(name="/n/a", descriptive=JSON))
+    if step == "check_payload":
+        world.io.finish("load")
+    assert world.io.names() == [step]
+    written = user.start(c.WriteCube(name="/n/a", payload=b"{no json"))
+    world.settle()
+    assert written.result().version == 2
+    changed.failure(Errno.EILSEQ)
+    assert user.stat("/n/a").descriptive == Descriptive()
+    assert world.kernel.parts.residents.held_bytes() == 0
+
+
+def test_a_cube_unlinked_while_its_payload_is_checked_stays_so(world: World, user: Client) -> None:
+    user.write("/n/a", b"{}" + b" " * PAGED)
+    changed = user.start(c.SetHeader(name="/n/a", descriptive=JSON))
+    unlinked = user.start(c.UnlinkCube(name="/n/a"))
+    world.settle()
+    assert unlinked.result().versions == 1
+    changed.failure(Errno.ENOENT)
+
+
+def test_a_damaged_payload_is_not_called_json(world: World, user: Client) -> None:
+    cube_id = user.write("/n/a", b"{}").id
+    world.damage("payloads", cube_id)
+    user.fails(c.SetHeader(name="/n/a", descriptive=JSON), Errno.ECORRUPT)
+    assert user.stat("/n/a").is_quarantined
+
+
 def test_limits_themselves_are_allowed(user: Client) -> None:
     longest = "t" * TEXT_FIELD_MAX_BYTES
     user.write(

@@ -53,6 +53,15 @@ def test_other_media_types_are_refused(media_type: str) -> None:
         driver.check_payload(b"1", Descriptive(media_type=media_type), {})
 
 
+def test_only_json_promises_more_than_text() -> None:
+    markdown = Descriptive(title="T", media_type="text/markdown")
+    linked = Descriptive(media_type="application/ld+json")
+    assert driver.is_new_promise(TEXT, JSON)
+    assert driver.is_new_promise(markdown, linked)
+    for old, new in ((TEXT, markdown), (JSON, TEXT), (JSON, linked), (linked, markdown)):
+        assert not driver.is_new_promise(old, new)
+
+
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0")))
 def test_every_text_is_let_in(text: str) -> None:
     driver.check_payload(text.encode(), TEXT, {})
