@@ -216,6 +216,13 @@ class Cubes:
         """What a payload costs on disk."""
         return size_bytes if is_inline else self._disk.charge_bytes(size_bytes)
 
+    def charge_of_versions(self, versions: list[VersionRow]) -> int:
+        """What all versions of a cube cost on disk; a payload that some share counts once."""
+        payloads = {v.payload_id: v for v in versions}.values()
+        return sum(map(version_charge, versions)) + sum(
+            self.payload_charge(v.size_bytes, is_inline=v.is_inline) for v in payloads
+        )
+
     def charge_of(self, draft: WriteCube | CreateCube, size_bytes: int, *, is_inline: bool) -> int:
         """What a new version with its own payload costs on disk."""
         rows = _row_charge(draft.descriptive, draft.attributes, len(draft.parents))

@@ -35,6 +35,7 @@ from memosd.kernel.prefixes import Prefixes
 from memosd.kernel.reclaim import Reclaim
 from memosd.kernel.removal import Removal
 from memosd.kernel.residents import RamAccount, Residents
+from memosd.kernel.salvage import Salvage
 from memosd.kernel.session import Session, Sessions
 from memosd.kernel.syscalls.table import HANDLERS
 from memosd.kernel.timers import Timers
@@ -90,6 +91,7 @@ class Kernel:
         self.pager = Pager(parts, self.reclaim)
         self.cubes = Cubes(parts)
         self.removal = Removal(parts, self.cubes, self.pager)
+        self.salvage = Salvage(parts, self.cubes, self.removal, self.next_turn)
         self.reclaim.on_lose = self.removal.lose
         self.cubes.on_expired = self.removal.remove_expired
         self.headers = Headers(parts, self.cubes, self.pager)

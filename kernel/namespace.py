@@ -26,13 +26,15 @@ _NEXT_KEY: Final = b"next_namespace"
 class Namespace:
     """One namespace in memory."""
 
-    __slots__ = ("cubes", "disk_bytes", "id", "reserved_bytes", "row")
+    __slots__ = ("changes", "cubes", "disk_bytes", "id", "reserved_bytes", "row")
 
     def __init__(self, number: int, row: NamespaceRow) -> None:
         self.id = number
         self.row = row
         self.disk_bytes = row.usage.disk_bytes
         self.cubes = row.usage.cubes
+        self.changes = 0
+        """Of the account, so far: who adds it up over several turns sees whether it stood still."""
         self.reserved_bytes = 0
         """Promised to writes under way; not durable."""
 
@@ -180,6 +182,7 @@ class Namespaces:
 
     def charge(self, space: Namespace, disk_bytes: int, cubes: int = 0) -> None:
         """Book bytes and cubes, negative to give back; follows with this commit."""
+        space.changes += 1
         space.disk_bytes += disk_bytes
         space.cubes += cubes
         self.used_bytes += disk_bytes
@@ -249,5 +252,6 @@ class Namespaces:
             space = known.get(number) or Namespace(number, row)
             space.row, space.cubes = row, row.usage.cubes
             space.disk_bytes = row.usage.disk_bytes
+            space.changes += 1
             self._by_name[row.name] = self._by_id[number] = space
             self.used_bytes += space.disk_bytes

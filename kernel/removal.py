@@ -99,11 +99,12 @@ class Removal:
         for key, version in {v.payload_id: v for v in doomed}.items():
             if key not in shared:
                 freed += self._cubes.payload_charge(version.size_bytes, is_inline=version.is_inline)
-                self._drop_payload(key, is_inline=version.is_inline)
+                self.drop_payload(key, is_inline=version.is_inline)
         self._namespaces.charge(space, -freed)
         return freed
 
-    def _drop_payload(self, key: PayloadKey, *, is_inline: bool) -> None:
+    def drop_payload(self, key: PayloadKey, *, is_inline: bool) -> None:
+        """Drop a payload's rows, and its bytes once that is durable."""
         self._table.drop_payload(key, is_inline=is_inline)
         self._fallen += self._prefixes.drop(key)
 
@@ -226,11 +227,8 @@ class Removal:
 
     def _change_space(self, cube: Cube, space: Namespace, target: Namespace) -> None:
         versions = [*self._table.older_versions(cube.id), cube.row.current]
-        payloads = {v.payload_id: v for v in versions}
-        charge = sum(version_charge(v) for v in versions) + sum(
-            self._cubes.payload_charge(v.size_bytes, is_inline=v.is_inline)
-            for v in payloads.values()
-        )
+        payloads = {v.payload_id for v in versions}
+        charge = self._cubes.charge_of_versions(versions)
         self._namespaces.move(space, target, charge)
         moved: list[PayloadKey] = []
         try:

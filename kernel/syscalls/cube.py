@@ -8,6 +8,7 @@ from libmem.abi import calls as c
 from libmem.abi.digest import digest_of
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.limits import PAYLOAD_MAX_BYTES, READ_MAX_BYTES
+from libmem.abi.names import parse_ref
 from libmem.abi.structs import Stat
 from memosd.kernel.cubes import Content
 from memosd.kernel.dispatch import Context
@@ -150,8 +151,18 @@ def sys_rename_cube(context: Context, request: c.RenameCube) -> c.RenameReply:
     return context.kernel.removal.rename(context.who, request)
 
 
-def sys_unlink_cube(context: Context, request: c.UnlinkCube) -> c.UnlinkReply:
-    return context.kernel.removal.unlink(context.who, request)
+def sys_unlink_cube(
+    context: Context, request: c.UnlinkCube
+) -> c.UnlinkReply | Coroutine[Any, None, c.UnlinkReply]:
+    kernel, who = context.kernel, context.who
+    try:
+        return kernel.removal.unlink(who, request)
+    except MemError as error:
+        ref = parse_ref(request.name)
+        is_whole = not ref.version and request.expected_version is None
+        if error.errno is not Errno.ECORRUPT or not is_whole or not who.is_admin:
+            raise
+    return kernel.salvage.unlink(who, ref.name)
 
 
 def sys_set_header(

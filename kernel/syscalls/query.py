@@ -4,6 +4,8 @@ from collections.abc import Coroutine
 from itertools import islice
 from typing import Any
 
+import msgspec
+
 from libmem.abi import calls as c
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.index import IndexHit
@@ -124,12 +126,26 @@ async def sys_fsck(context: Context, request: c.Fsck) -> c.FsckReply:
     rollbacks = ledger.rollbacks
     stretch = list(islice(context.kernel.parts.table.scan_cubes(start), request.limit))
     findings = [] if request.cursor else _damaged_namespaces(context)
-    for cube_id, _ in stretch:
-        findings += await _check(context, cube_id, repair=request.repair)
+    broken = [
+        finding
+        for cube_id, _ in stretch
+        for finding in await _check(context, cube_id, repair=request.repair)
+    ]
+    findings += await _named(context, broken)
     if request.repair and ledger.rollbacks != rollbacks:
         raise MemError(Errno.EIO, "a commit failed meanwhile; what was put aside may not be")
     cursor = (stretch[-1][0] + b"\0").hex() if len(stretch) == request.limit else ""
     return c.FsckReply(checked=len(stretch), findings=tuple(findings), next_cursor=cursor)
+
+
+async def _named(context: Context, findings: list[Finding]) -> list[Finding]:
+    """A damaged cube does not say what it is called; who is to unlink it must know."""
+    unnamed = {found.id for found in findings if not found.name}
+    names = await context.kernel.salvage.names_of(unnamed) if unnamed else {}
+    return [
+        msgspec.structs.replace(found, name=found.name or names.get(found.id, ""))
+        for found in findings
+    ]
 
 
 def _damaged_namespaces(context: Context) -> list[Finding]:
@@ -144,14 +160,16 @@ async def _check(context: Context, cube_id: bytes, *, repair: bool) -> list[Find
     value = table.ledger.get("cubes", cube_id)  # as it is by now, after others were read
     if value is None:
         return []
+    name = ""
     try:
         row = decode_row(CubeRow, "cubes", cube_id, value)
+        name = row.name
         cube = Cube(cube_id, row, row.current)
         versions = [*table.older_versions(cube_id), row.current]
         if table.find_id(row.name) != cube_id:
             return [_finding(cube, "its name leads elsewhere")]
     except MemError as error:
-        return [Finding("", cube_id, 0, str(error), "its reads fail with ECORRUPT")]
+        return [Finding(name, cube_id, 0, str(error), "its reads fail with ECORRUPT")]
     findings = []
     for payload in {v.payload_id: cube._replace(version=v) for v in versions}.values():
         problem = await _payload_problem(context, payload)

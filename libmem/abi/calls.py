@@ -228,6 +228,11 @@ class UnlinkReply(Value, frozen=True):
 
 
 class UnlinkCube(Call[UnlinkReply], frozen=True):
+    """Of a cube whose own rows are damaged (ECORRUPT) the administrator removes what is left.
+
+    What it was charged comes back with the last damaged cube of its namespace.
+    """
+
     name: str
     """With `@vN`: that old version only; the current one cannot go alone."""
     expected_version: int | None = None

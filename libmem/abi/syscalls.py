@@ -147,7 +147,7 @@ SYSCALLS: Final[tuple[Syscall, ...]] = (
         13, "unlink_cube", c.UnlinkCube, c.UnlinkReply, Access.NAMESPACE,
         (*_NAME, E.EVERSION, E.EBUSY, E.ENOSPC, E.ECORRUPT),
         "Remove a cube with all its versions, or with '@vN' one old version.",
-        is_mutation=True,
+        blocks=True, is_mutation=True,
     ),
     Syscall(
         14, "pin_cube", c.PinCube, c.PinReply, Access.READ, (*_FAULT, E.ECANCELED),

@@ -11,7 +11,7 @@ import libmem
 from libmem import CubeType, Durability, Governance
 from libmem.abi import calls as c
 from libmem.abi.errors import Errno, MemError
-from libmem.abi.structs import Finding
+from libmem.abi.structs import Finding, Usage
 from tests.crash.audit import open_table
 from tests.e2e.daemon import Daemon, eventually
 
@@ -215,13 +215,31 @@ def test_a_damaged_cube_row(stopped: Daemon) -> None:
     _flip(stopped, "cubes", key, 20)
     stopped.start()
     with stopped.connect() as client:
-        for call in (client.stat, client.read, client.map, client.pin, client.unlink):
+        for call in (client.stat, client.read, client.map, client.pin):
             assert _errno_of(call, "/t/small") is Errno.ECORRUPT
         assert _errno_of(client.write, "/t/small", "x") is Errno.ECORRUPT
         assert [stat.name for stat in client.list("/t")] == ["/t/large"]
         assert client.search("dunlin") == ()
         (finding,) = _findings(client)
-        assert finding.id == key
+        assert (finding.id, finding.name) == (key, "/t/small")
+
+
+@pytest.mark.parametrize("name", ["/t/small", "/t/large"])
+def test_the_administrator_removes_what_is_left_of_a_cube(stopped: Daemon, name: str) -> None:
+    key = _key_of(stopped, name, "cubes")
+    _flip(stopped, "cubes", key)
+    stopped.start()
+    with stopped.connect() as client:
+        assert client.unlink(name).freed_bytes > 0
+        stopped.kill()
+        stopped.start()
+        assert _errno_of(client.stat, name) is Errno.ENOENT
+        assert _findings(client) == []
+        for stat in list(client.list("/t")):
+            client.unlink(stat.name)
+        assert client.stat_namespace("/t").usage == Usage()
+        client.remove_namespace("/t")
+    assert key not in _rows(stopped, "payloads")
 
 
 def test_a_damaged_name_row(stopped: Daemon) -> None:

@@ -298,7 +298,8 @@ def rm(
 ) -> None:
     """Remove cubes with all their versions, or with NAME@v3 one old version.
 
-    Stops at the first that cannot be removed; the ones before it are gone.
+    Stops at the first that cannot be removed; the ones before it are gone. Of a cube that is
+    damaged (ECORRUPT) the administrator removes what is left.
     """
     for name in names:
         reply = session.call(UnlinkCube(name=name, expected_version=expect_version))

@@ -99,6 +99,7 @@ def fsck(
     """Verify every row and payload against its digests.
 
     Exits with 202 (ECORRUPT) when something is broken, whether it could be quarantined or not.
+    A cube whose own rows are damaged stays as it is; `rm` removes what is left of it.
     """
     checked = broken = 0
     total = session.call(Info()).cubes
@@ -118,7 +119,10 @@ def fsck(
 
 def _finding_line(finding: Finding) -> str:
     done = f" ({finding.action})" if finding.action else ""
-    return printable(f"{finding.name}@v{finding.version}: {finding.problem}{done}")
+    # Of a cube whose own row is damaged there is no version to tell, and maybe no name.
+    version = f"@v{finding.version}" if finding.version else ""
+    name = finding.name or finding.id.hex()
+    return printable(f"{name}{version}: {finding.problem}{done}")
 
 
 @command(app, "shutdown")

@@ -112,12 +112,16 @@ def test_fsck_walks_the_whole_table(memctl: Memctl) -> None:
 
 def test_fsck_fails_when_something_is_broken(memctl: Memctl) -> None:
     finding = Finding("/a/b", bytes(16), 2, "page 3 differs", "quarantined")
-    answers = {Info: make_info(), Fsck: FsckReply(9, (finding,))}
+    answers: dict[Any, Any] = {Info: make_info(), Fsck: FsckReply(9, (finding,))}
     outcome = memctl("fsck", "--repair", answers=answers)
     assert outcome.status == Errno.ECORRUPT
     assert outcome.out == "/a/b@v2: page 3 differs (quarantined)\n9 checked, 1 broken\n"
     assert outcome.client.requests[-1] == Fsck(limit=100, repair=True)
-    found, total = memctl("fsck", "--json").lines
+    for damaged, shown in (("/a/b", "/a/b: a row"), ("", f"{bytes(16).hex()}: a row")):
+        answers[Fsck] = FsckReply(9, (Finding(damaged, bytes(16), 0, "a row"),))
+        assert memctl("fsck", answers=answers).out.startswith(shown)
+    answers[Fsck] = FsckReply(9, (finding,))
+    found, total = memctl("fsck", "--json", answers=answers).lines
     assert found["problem"] == "page 3 differs"
     assert total == {"checked": 9, "broken": 1}
 
