@@ -19,6 +19,19 @@ from memosd.kernel.wait import Completion
 __all__ = ["Pager"]
 
 
+class _Filling:
+    """A payload on its way into RAM, for all who wait for it."""
+
+    __slots__ = ("charged_bytes", "done", "space")
+
+    def __init__(self, space: Namespace) -> None:
+        self.done: Completion[None] = Completion()
+        self.space = space
+        """Whom it is, or will be, charged to; a rename changes that."""
+        self.charged_bytes: int | None = None
+        """None while room is made for it."""
+
+
 class Pager:
     """Faults, fresh frames, and what becomes of payloads that are unlinked."""
 
@@ -30,7 +43,7 @@ class Pager:
         self._table = parts.table
         self._io = parts.io
         self._heat = parts.heat
-        self._fills: dict[PayloadKey, Completion[None]] = {}
+        self._fills: dict[PayloadKey, _Filling] = {}
         self._table.ledger.on_rollback.append(self._on_rollback)
 
     # -- faults --------------------------------------------------------------------------------
@@ -47,28 +60,28 @@ class Pager:
             if running is None:
                 await self._fill(cube, space)
             else:
-                await running
+                await running.done
         self.residents.policy.touch(cube.key)
         return resident
 
     async def _fill(self, cube: Cube, space: Namespace) -> None:
-        done = self._fills[cube.key] = Completion()
+        filling = self._fills[cube.key] = _Filling(space)
         try:
-            await self._bring_in(cube, space)
+            await self._bring_in(cube, filling)
         except BaseException as error:
             del self._fills[cube.key]
-            done.fail(error)
+            filling.done.fail(error)
             raise
         del self._fills[cube.key]
-        done.resolve(None)
+        filling.done.resolve(None)
 
-    async def _bring_in(self, cube: Cube, space: Namespace) -> None:
-        frame = await self.allocate(space, cube.version.size_bytes)
+    async def _bring_in(self, cube: Cube, filling: _Filling) -> None:
+        frame = await self._allocate_for(filling, cube.version.size_bytes)
         try:
             await self._load(cube, frame)
             self._ram.seal(frame, frame.size_bytes)
         except MemError:
-            self.give_back(space, frame)
+            self.give_back(filling.space, frame)
             raise
         self._heat.count_fault(cube.id)
         self._heat.decide(
@@ -79,9 +92,19 @@ class Pager:
             size_bytes=frame.size_bytes,
             used_bytes=self.residents.account.used_bytes,
         )
-        resident = Resident(cube.id, cube.key, frame, space)
+        resident = Resident(cube.id, cube.key, frame, filling.space)
         resident.priority = cube.row.priority
         self.adopt(resident)
+
+    async def _allocate_for(self, filling: _Filling, size_bytes: int) -> Frame:
+        """As `allocate`, for whichever namespace the payload belongs to by then."""
+        while True:
+            space = filling.space
+            frame = await self.allocate(space, size_bytes)
+            if filling.space is space:
+                filling.charged_bytes = self._ram.charge_bytes(size_bytes)
+                return frame
+            self.give_back(space, frame)  # renamed while room was made
 
     async def _load(self, cube: Cube, frame: Frame) -> None:
         try:
@@ -178,6 +201,16 @@ class Pager:
         self.residents.policy.remove(key)
         if not resident.is_held:
             self.reclaim.discard(resident)
+
+    def move(self, key: PayloadKey, space: Namespace) -> None:
+        """Charge a payload in RAM, or on its way there, to another namespace. Errors: EDQUOT."""
+        filling = self._fills.get(key)
+        if filling is None:
+            self.residents.move(key, space)
+            return
+        if filling.charged_bytes is not None:
+            self.residents.account.move(filling.space, space, filling.charged_bytes)
+        filling.space = space
 
     def _on_rollback(self, _error: MemError) -> None:
         """Payloads that were to come with the failed commit are nobody's."""

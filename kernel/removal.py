@@ -36,7 +36,6 @@ class Removal:
     def __init__(self, parts: Parts, cubes: Cubes, pager: Pager) -> None:
         self._table = parts.table
         self._namespaces = parts.namespaces
-        self._residents = parts.residents
         self._disk = parts.disk
         self._clock = parts.clock
         self._cubes = cubes
@@ -233,12 +232,12 @@ class Removal:
         moved: list[PayloadKey] = []
         try:
             for key in payloads:
-                self._residents.move(key, target)
+                self._pager.move(key, target)
                 moved.append(key)
         except MemError:
             self._namespaces.move(target, space, charge)
             for key in moved:
-                self._residents.move(key, space)
+                self._pager.move(key, space)
             raise
         for key in payloads:
             self._prefixes.move(key, target.id)
@@ -247,7 +246,7 @@ class Removal:
             for key in moved if error else ():
                 # Where the old place was taken meanwhile, it stays charged to the new one.
                 with suppress(MemError):
-                    self._residents.move(key, space)
+                    self._pager.move(key, space)
 
         ledger = self._table.ledger
         ledger.when_durable(ledger.pending_barrier(), undo)

@@ -89,6 +89,14 @@ class RamAccount:
         else:
             self._by_space.pop(space.id, None)
 
+    def move(self, old: Namespace, new: Namespace, charged_bytes: int) -> None:
+        """Charge a frame to another namespace. Errors: EDQUOT; then nothing moved."""
+        self.release(old, charged_bytes)
+        shortage = self.shortage(new, charged_bytes)
+        self.charge(old if shortage else new, charged_bytes)
+        if shortage:
+            raise shortage
+
     def shrink(self, space: Namespace, bytes_less: int) -> None:
         """A charged frame got smaller."""
         self.used_bytes -= bytes_less
@@ -179,13 +187,8 @@ class Residents:
         resident = self._by_key.get(key)
         if resident is None or resident.space.id == space.id:
             return
-        account, old = self.account, resident.space
-        account.release(old, resident.charged_bytes)
-        shortage = account.shortage(space, resident.charged_bytes)
-        resident.space = old if shortage else space
-        account.charge(resident.space, resident.charged_bytes)
-        if shortage:
-            raise shortage
+        self.account.move(resident.space, space, resident.charged_bytes)
+        resident.space = space
 
     def victims(self, space: Namespace | None) -> Iterator[Resident]:
         """Evictable residents, best first, of one namespace where given."""

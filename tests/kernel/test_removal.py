@@ -229,6 +229,12 @@ def test_a_rename_that_is_undone_finds_its_old_place_taken(world: World, user: C
     assert world.root.usage("/m").usage == Usage()
 
 
+def ram_of(world: World) -> list[int]:
+    """The RAM charged to /n and /m."""
+    parts = world.kernel.parts
+    return [parts.residents.account.used_by(parts.namespaces.find(name)) for name in ("/n", "/m")]
+
+
 def test_a_cube_renamed_while_it_is_read_is_charged_to_one_namespace(
     world: World, user: Client
 ) -> None:
@@ -240,10 +246,48 @@ def test_a_cube_renamed_while_it_is_read_is_charged_to_one_namespace(
     world.settle()
     mapping.failure(Errno.ENOENT)
     assert user.mapped("/m/a") == bytes(PAGED)
-    usages = [user.usage(name).usage.ram_bytes for name in ("/n", "/m")]
-    assert sum(usages) == PAGED
+    assert ram_of(world) == [0, PAGED]
     user.unlink("/m/a")
-    assert [user.usage(name).usage.ram_bytes for name in ("/n", "/m")] == [0, 0]
+    assert ram_of(world) == [0, 0]
+
+
+@pytest.mark.parametrize("is_undone", [False, True])
+@pytest.mark.parametrize("step", ["room", "load"])
+def test_a_rename_moves_the_charge_of_what_is_on_its_way_into_ram(
+    small: World, owner: Client, step: str, is_undone: bool
+) -> None:
+    owner.make("/m")
+    owner.blob("/n/a", bytes(PAGED))
+    owner.call(c.Evict(name="/n/a"))
+    small.fill_ram(owner, 3 * PAGED)
+    if step == "room":
+        owner.blob("/n/dirty", bytes(PAGED), durability=Durability.CACHE)
+    pinned = owner.start(c.PinCube(name="/n/a"))
+    assert small.io.names() == ["store" if step == "room" else "load"]
+    if is_undone:
+        small.store.fail_commit(Errno.EIO)
+    renamed = owner.start(c.RenameCube(name="/n/a", new_name="/m/a"))
+    if step == "load":
+        assert ram_of(small) == [3 * PAGED, PAGED]
+    small.kernel.turn()
+    small.io.finish("commit")
+    small.settle()
+    assert renamed.errno() == (Errno.EIO if is_undone else 0)
+    assert pinned.errno() == (0 if is_undone else Errno.ENOENT), "its name is another one"
+    assert ram_of(small) == ([4 * PAGED, 0] if is_undone else [3 * PAGED, PAGED])
+    check_always(small.kernel)
+
+
+def test_a_rename_of_what_is_on_its_way_into_ram_heeds_the_quota(
+    world: World, user: Client
+) -> None:
+    user.make("/m", ram_bytes=PAGED - 1)
+    user.blob("/n/a", bytes(PAGED))
+    user.call(c.Evict(name="/n/a"))
+    pinned = user.start(c.PinCube(name="/n/a"))
+    user.fails(c.RenameCube(name="/n/a", new_name="/m/a"), Errno.EDQUOT)
+    assert pinned.result().handle
+    assert ram_of(world) == [PAGED, 0]
 
 
 def test_a_chain_of_renames_ends_where_it_should(user: Client) -> None:
