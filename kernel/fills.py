@@ -20,7 +20,6 @@ from memosd.kernel.parts import Parts
 from memosd.kernel.ports import Base, Frame, PayloadKey, Prefix
 from memosd.kernel.removal import Removal
 from memosd.kernel.residents import Resident
-from memosd.kernel.wait import detach
 
 __all__ = ["Fill", "Fills"]
 
@@ -157,9 +156,8 @@ class Fills:
         if dirty is not None:
             resident.manifest = dirty
             self._parts.table.set_volatile(key, reply.id)
-            self._parts.timers.after(
-                self._parts.parameters.writeback_delay_ns, lambda: self._write_back_later(key)
-            )
+            delay_ns = self._parts.parameters.writeback_delay_ns
+            self._pager.reclaim.write_back_later(key, delay_ns)
         self._pager.adopt(resident)
         ledger = self._parts.table.ledger
 
@@ -178,7 +176,3 @@ class Fills:
         finally:
             storing.discard(key)
 
-    def _write_back_later(self, key: PayloadKey) -> None:
-        resident = self._parts.residents.find(key)
-        if resident is not None and resident.is_dirty and not resident.is_orphan:
-            detach(self._pager.reclaim.write_back(resident))

@@ -2,11 +2,15 @@
 
 Above the high watermark a background task evicts down to the low one. A charge that does not fit
 reclaims by itself and waits (`make_room`); when nothing more can go it fails with need and free
-bytes. Dirty payloads are written back before they go. The policy says who; this module says how.
+bytes. Dirty payloads are written back before they go, and otherwise a while after they came; what
+the disk refuses is tried again, ever more rarely. The policy says who; this module says how.
 Kernel thread only; the bytes move on I/O threads.
 """
 
 from collections.abc import Callable
+from typing import Final
+
+import structlog
 
 from libmem.abi import failpoints
 from libmem.abi.errors import Errno, MemError
@@ -17,6 +21,12 @@ from memosd.kernel.residents import Resident
 from memosd.kernel.wait import Completion, detach
 
 __all__ = ["Reclaim"]
+
+_log = structlog.get_logger("memosd.kernel")
+_RETRY_FIRST_NS: Final = 1_000_000_000
+"""A write-back that failed is tried again after this long, then after twice as long, and so on."""
+_RETRY_MAX_NS: Final = 60_000_000_000
+"""A full disk has room again when somebody makes some: within a minute that is seen."""
 
 
 class Reclaim:
@@ -30,7 +40,10 @@ class Reclaim:
         self._table = parts.table
         self._io = parts.io
         self._heat = parts.heat
+        self._timers = parts.timers
         self._writing: dict[PayloadKey, Completion[None]] = {}
+        self._due: set[PayloadKey] = set()
+        """Payloads that will be written back in time."""
         self.storing: set[PayloadKey] = set()
         """Page files being written; no orphans though no row names them yet."""
         self._is_balancing = False
@@ -144,6 +157,32 @@ class Reclaim:
         if resident.is_orphan and not resident.is_held:
             self.discard(resident)
 
+    def write_back_later(self, key: PayloadKey, delay_ns: int) -> None:
+        """Store a cache payload on disk once the delay has passed, or as soon as that works."""
+        if key not in self._due:
+            self._due.add(key)
+            self._retry_after(delay_ns, key, _RETRY_FIRST_NS)
+
+    def _retry_after(self, delay_ns: int, key: PayloadKey, pause_ns: int) -> None:
+        def start() -> None:
+            detach(self._write_back_due(key, pause_ns))
+
+        self._timers.after(delay_ns, start)
+
+    async def _write_back_due(self, key: PayloadKey, pause_ns: int) -> None:
+        resident = self._residents.find(key)
+        try:
+            if resident is None or resident.is_orphan or not resident.is_dirty:
+                self._settle_clean(key)
+            else:
+                await self.write_back(resident)
+        except MemError as error:
+            if pause_ns == _RETRY_FIRST_NS:  # said once; each failure is among the decisions
+                _log.warning("a write-back failed", payload=key.hex(), error=str(error))
+            self._retry_after(pause_ns, key, min(2 * pause_ns, _RETRY_MAX_NS))
+            return
+        self._due.discard(key)
+
     async def write_back(self, resident: Resident) -> None:
         """Store a dirty resident on disk; concurrent calls share one. Errors: ENOSPC, EIO."""
         running = self._writing.get(resident.key)
@@ -196,6 +235,7 @@ class Reclaim:
         def restore(failure: MemError | None) -> None:
             if failure is not None:
                 resident.manifest = manifest
+                self.write_back_later(resident.key, _RETRY_FIRST_NS)
 
         ledger = self._table.ledger
         ledger.when_durable(ledger.pending_barrier(), restore)
@@ -210,11 +250,17 @@ class Reclaim:
                 await self.write_back(resident)
             except MemError as error:
                 failure = error
-        for key in [key for key in self._table.volatile if self._residents.find(key) is None]:
-            # Written back and evicted, but the commit that said so failed.
-            self._table.set_settled(key)
+        for key in list(self._table.volatile):
+            self._settle_clean(key)
         if failure is not None:
             raise failure
+
+    def _settle_clean(self, key: PayloadKey) -> None:
+        """Of a payload that went from RAM: say again that it is on disk, should that commit have
+        failed."""
+        resident = self._residents.find(key)
+        if key in self._table.volatile and (resident is None or not resident.is_dirty):
+            self._table.set_settled(key)
 
 
 def _nobody_loses(key: PayloadKey, reason: str) -> None:

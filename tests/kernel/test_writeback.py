@@ -130,6 +130,66 @@ def test_background_reclaim_goes_on_past_what_cannot_be_written_back(
     check_always(world.kernel)
 
 
+def stores(world: World) -> int:
+    """Page files that were begun so far."""
+    return world.plan.calls["store"]
+
+
+def test_a_write_back_that_failed_is_tried_again_ever_more_rarely(
+    world: World, user: Client
+) -> None:
+    cache(user, "/n/a", b"x" * PAGED)
+    fail_stores(world, count=9)
+    world.pass_time(world.parameters.writeback_delay_ns)
+    assert stores(world) == 1
+    for number, pause_s in enumerate((1, 2, 4, 8, 16, 32, 60, 60), start=1):
+        world.pass_time(pause_s * SECOND_NS - 1)
+        assert stores(world) == number
+        world.pass_time(1)
+        assert stores(world) == number + 1
+    assert user.stat("/n/a").tiers == ("ram",)
+    world.pass_time(60 * SECOND_NS)
+    assert user.stat("/n/a").tiers == ("ram", "disk")
+    world.pass_time(3600 * SECOND_NS)
+    assert stores(world) == 10, "it is done"
+    world.crash()
+    assert world.client().read("/n/a") == b"x" * PAGED
+
+
+def test_what_was_written_back_otherwise_or_removed_is_not_tried_again(
+    world: World, user: Client
+) -> None:
+    cache(user, "/n/synced")
+    cache(user, "/n/gone")
+    fail_stores(world, count=2)
+    world.pass_time(world.parameters.writeback_delay_ns)
+    user.unlink("/n/gone")
+    user.call(c.Sync())
+    done = stores(world)
+    world.pass_time(3600 * SECOND_NS)
+    assert stores(world) == done
+
+
+@pytest.mark.parametrize("is_evicted", [False, True])
+def test_a_write_back_whose_commit_failed_is_recorded_again(
+    world: World, user: Client, is_evicted: bool
+) -> None:
+    cache(user, "/n/a", b"x" * PAGED)
+    world.clock.advance(world.parameters.writeback_delay_ns)
+    world.kernel.turn()
+    world.io.finish("store")
+    if is_evicted:
+        user.start(c.Evict(name="/n/a"))
+        assert len(world.kernel.parts.residents) == 0
+    world.store.fail_commit(Errno.EIO)
+    world.settle()
+    assert len(world.kernel.parts.table.volatile) == 1
+    world.pass_time(SECOND_NS)
+    assert world.kernel.parts.table.volatile == {}
+    world.crash()
+    assert world.client().read("/n/a") == b"x" * PAGED
+
+
 # -- the end and the beginning -------------------------------------------------------------------
 
 
