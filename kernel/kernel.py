@@ -160,7 +160,7 @@ class Kernel:
 
     def open_session(self, who: Identity, program: str) -> Session:
         """Errors: EMFILE. Ends by itself when its token is not shown in time."""
-        session = self.sessions.open(who, program)
+        session = self.sessions.open(who, program, self.parts.clock.wall_ns())
 
         def expire() -> None:
             if not session.is_bound:

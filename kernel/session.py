@@ -41,13 +41,15 @@ class Session:
         "number",
         "on_end",
         "program",
+        "since_ns",
         "token",
     )
 
-    def __init__(self, number: int, identity: Identity, program: str) -> None:
+    def __init__(self, number: int, identity: Identity, program: str, since_ns: int) -> None:
         self.number = number
         self.identity = identity
         self.program = program
+        self.since_ns = since_ns
         self.token = secrets.token_bytes(16)
         self.is_bound = False
         self.is_ended = False
@@ -85,9 +87,10 @@ class Sessions:
         return len(self._by_number)
 
     def __iter__(self) -> Iterator[Session]:
+        """By number."""
         return iter(list(self._by_number.values()))
 
-    def open(self, identity: Identity, program: str) -> Session:
+    def open(self, identity: Identity, program: str, now_ns: int) -> Session:
         """Errors: EMFILE when the daemon, or this user, has too many."""
         limits = self._limits
         if len(self._by_number) >= limits.sessions:
@@ -95,7 +98,7 @@ class Sessions:
         same = sum(s.identity.uid == identity.uid for s in self._by_number.values())
         if same >= limits.sessions_per_uid:
             raise MemError(Errno.EMFILE, f"uid {identity.uid} has {same} sessions already")
-        session = Session(next(self._numbers), identity, program)
+        session = Session(next(self._numbers), identity, program, now_ns)
         self._by_number[session.number] = session
         return session
 

@@ -26,6 +26,7 @@ from libmem.abi.structs import (
     Hit,
     NamespaceStat,
     Quota,
+    SessionStat,
     Stat,
     TierName,
 )
@@ -257,6 +258,17 @@ class Operations:
     def info(self) -> c.Call[c.InfoReply]:
         """The daemon's state: tiers, budgets, sessions, counters."""
         return c.Info()
+
+    @pages
+    def sessions(self) -> Pages[SessionStat]:
+        """The open sessions of one's own user; to the administrator all of them."""
+        after = 0
+        while True:
+            reply: c.ListSessionsReply = yield c.ListSessions(after)
+            yield Items(reply.sessions)
+            after = reply.next_after
+            if not after:
+                return
 
     # Namespaces
 

@@ -1,5 +1,6 @@
 """Handlers about the session and the daemon itself."""
 
+from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from types import CoroutineType
@@ -9,11 +10,21 @@ import msgspec
 from libmem.abi import calls as c
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.limits import BATCH_MAX_CALLS, FRAME_MAX_BYTES, PAGE_BYTES
-from libmem.abi.structs import Decision
+from libmem.abi.structs import Decision, SessionStat
 from libmem.abi.wire import Fault, encode
 from memosd.kernel.dispatch import Context
+from memosd.kernel.residents import Resident
+from memosd.kernel.session import Session
 
-__all__ = ["sys_batch", "sys_hello", "sys_info", "sys_log", "sys_shutdown", "sys_sync"]
+__all__ = [
+    "sys_batch",
+    "sys_hello",
+    "sys_info",
+    "sys_list_sessions",
+    "sys_log",
+    "sys_shutdown",
+    "sys_sync",
+]
 
 _BATCH_SLICE_NS = 5_000_000
 """A batch lets others go first after this long."""
@@ -47,6 +58,41 @@ def sys_hello(context: Context, request: c.Hello) -> c.HelloReply:
 
 def sys_info(context: Context, _request: c.Info) -> c.InfoReply:
     return context.kernel.info()
+
+
+def sys_list_sessions(context: Context, request: c.ListSessions) -> c.ListSessionsReply:
+    if not 1 <= request.limit <= 1000:
+        raise MemError(Errno.EINVAL, "limit is within 1..1000")
+    who = context.who
+    left = [
+        session
+        for session in context.kernel.sessions
+        if session.number > request.after and (who.is_admin or session.identity.uid == who.uid)
+    ]
+    page = left[: request.limit]
+    return c.ListSessionsReply(
+        sessions=tuple(map(_session_stat, page)),
+        next_after=page[-1].number if len(left) > len(page) else 0,
+    )
+
+
+def _session_stat(session: Session) -> SessionStat:
+    handles = Counter(handle.kind for handle in session.handles.values())
+    pinned = {handle.subject for handle in session.handles.values() if handle.kind == "pin"}
+    return SessionStat(
+        number=session.number,
+        uid=session.identity.uid,
+        gid=session.identity.gid,
+        pid=session.identity.pid,
+        client=session.program,
+        since_ns=session.since_ns,
+        is_bound=session.is_bound,
+        pins=handles["pin"],
+        maps=handles["map"],
+        fills=handles["fill"],
+        pinned_bytes=sum(each.charged_bytes for each in pinned if isinstance(each, Resident)),
+        calls=session.in_flight,
+    )
 
 
 async def sys_sync(context: Context, _request: c.Sync) -> c.Done:

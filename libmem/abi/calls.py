@@ -20,6 +20,7 @@ from libmem.abi.structs import (
     Hit,
     NamespaceStat,
     Quota,
+    SessionStat,
     Stat,
     TierName,
     TierStat,
@@ -54,7 +55,7 @@ class HelloReply(Value, frozen=True):
 
 class Hello(Call[HelloReply], frozen=True):
     client: str
-    """Program name, 64 characters at most; kept with the session. It grants nothing."""
+    """Program name, cut after 64 characters; `list_sessions` shows it. It grants nothing."""
 
 
 class InfoReply(Value, frozen=True):
@@ -407,3 +408,15 @@ class Batch(Call[BatchReply], frozen=True):
     """(syscall number, its encoded arguments)"""
     stop_on_error: bool = False
     """The first failure cancels what follows it (ECANCELED); what came before stays done."""
+
+
+class ListSessionsReply(Value, frozen=True):
+    sessions: tuple[SessionStat, ...]
+    """By number, so by age."""
+    next_after: int = 0
+    """0 at the end; else pass it back as `after`."""
+
+
+class ListSessions(Call[ListSessionsReply], frozen=True):
+    after: int = 0
+    limit: int = 1000

@@ -25,6 +25,7 @@ __all__ = [
     "NamespaceStat",
     "Quota",
     "Sensitivity",
+    "SessionStat",
     "Stat",
     "TierStat",
     "TierName",
@@ -182,6 +183,29 @@ class TierStat(Value, frozen=True):
     cubes: int
     pinned_bytes: int = 0
     dirty_bytes: int = 0
+
+
+class SessionStat(Value, frozen=True):
+    """One open session: a process, and what the kernel holds on its behalf."""
+
+    number: int
+    uid: int
+    gid: int
+    pid: int
+    """These three as the operating system reported them."""
+    client: str
+    """What the program called itself; it proves nothing."""
+    since_ns: int
+    is_bound: bool
+    """False until its token has arrived on the fd socket."""
+    pins: int
+    maps: int
+    fills: int
+    """Memory of `create_cube` that is not sealed yet."""
+    pinned_bytes: int
+    """RAM that its pins keep from being reclaimed; what it pinned twice counts once."""
+    calls: int
+    """Calls that wait for something, long polls included."""
 
 
 class EventKind(StrEnum):

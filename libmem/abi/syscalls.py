@@ -243,6 +243,10 @@ SYSCALLS: Final[tuple[Syscall, ...]] = (
         blocks=True, is_mutation=True,
     ),
     Syscall(
+        32, "list_sessions", c.ListSessions, c.ListSessionsReply, Access.SESSION, (E.EINVAL,),
+        "The open sessions of the caller's user, for the administrator of all: who, what is held.",
+    ),
+    Syscall(
         33, "find_prefix", c.FindPrefix, c.PrefixReply, Access.SESSION,
         (E.EINVAL, E.ENAMETOOLONG, E.ENOENT, E.EACCES),
         "Find the cube that shares the longest prefix with a prompt's tokens, for one model.",

@@ -146,6 +146,57 @@ def test_calls_under_way_together_do_not_pass_the_limit_either(make_world: MakeW
     assert user.stat("/n/a").pins == 2
 
 
+# -- listed --------------------------------------------------------------------------------------
+
+
+def test_a_session_is_listed_with_what_it_holds(world: World, holder: Client) -> None:
+    world.clock.advance(KIB)
+    late = world.client()
+    late.call(c.PinCube(name="/n/pin"))
+    late.call(c.PinCube(name="/n/pin"))
+    waiting = late.start(c.Watch(timeout_ms=1000))
+    first, second = holder.call(c.ListSessions()).sessions
+    assert (first.number, first.pid) == (holder.session.number, holder.identity.pid)
+    assert (first.uid, first.gid, first.client, first.is_bound) == (USER, USER, "test", True)
+    assert (first.maps, first.pins, first.fills, first.pinned_bytes) == (1, 1, 1, SIZE)
+    assert (first.calls, second.calls) == (0, 1)
+    assert second.since_ns == first.since_ns + KIB == world.clock.wall_ns()
+    assert (second.pins, second.pinned_bytes) == (2, SIZE), "it is one payload"
+    late.die()
+    world.settle()
+    assert waiting.is_answered
+    assert len(holder.call(c.ListSessions()).sessions) == 1
+
+
+def test_others_sessions_are_the_administrators_to_see(world: World, user: Client) -> None:
+    stranger = world.client(2000)
+    unbound = Client(world, stranger.identity._replace(pid=99))
+    unbound.hello(is_bound=False)
+    assert {each.uid for each in user.call(c.ListSessions()).sessions} == {USER}
+    mine = stranger.call(c.ListSessions()).sessions
+    assert [(each.pid, each.is_bound) for each in mine] == [
+        (stranger.identity.pid, True),
+        (99, False),
+    ]
+    everyone = world.root.call(c.ListSessions()).sessions
+    assert len(everyone) == world.root.call(c.Info()).sessions == 4
+
+
+def test_sessions_are_listed_page_by_page(world: World) -> None:
+    clients = [world.client() for _ in range(4)]
+    found: list[int] = []
+    after = 0
+    while True:
+        reply = clients[0].call(c.ListSessions(after=after, limit=3))
+        found += [each.number for each in reply.sessions]
+        after = reply.next_after
+        if not after:
+            break
+    assert found == [client.session.number for client in clients]
+    for limit in (0, 1001):
+        clients[0].fails(c.ListSessions(limit=limit), Errno.EINVAL)
+
+
 # -- handles -------------------------------------------------------------------------------------
 
 

@@ -48,7 +48,7 @@ def head(name: str, uid: int = 1) -> Any:
 def peer_of(road: ControlRoad, name: str, uid: int) -> ControlPeer:
     """A peer with a live session."""
     peer = road._peer(head(name, uid))
-    peer.session = Session(uid, Identity(uid=uid, gid=1, pid=1), name)
+    peer.session = Session(uid, Identity(uid=uid, gid=1, pid=1), name, 0)
     return peer
 
 

@@ -1,4 +1,4 @@
-"""The commands about the daemon itself: status, sync, fsck, shutdown."""
+"""The commands about the daemon itself: status, sessions, sync, fsck, shutdown."""
 
 from typing import Annotated, Final
 
@@ -6,10 +6,12 @@ import typer
 
 from libmem.abi.calls import Info, InfoReply, Sync
 from libmem.abi.errors import Errno
-from libmem.abi.structs import Finding, TierStat
+from libmem.abi.structs import Finding, SessionStat, TierStat
 from memosd.tools.memctl.command import Session, command
+from memosd.tools.memctl.cubes import owner
+from memosd.tools.memctl.output import Column
 from memosd.tools.memctl.progress import counter
-from memosd.tools.memctl.units import counted, duration, human_bytes, printable
+from memosd.tools.memctl.units import counted, duration, human_bytes, local_time, printable
 
 __all__ = ["app"]
 
@@ -80,6 +82,29 @@ def _tier_lines(tier: TierStat, glyphs: tuple[str, str]) -> list[Line]:
         [(f"{tier.name:<9} ", "bold"), *bar, (f" {share:4.0%}  {amounts}", "")],
         [(" " * 10 + ", ".join(detail), "dim")],
     ]
+
+
+_SESSIONS: Final[tuple[Column[SessionStat], ...]] = (
+    Column("SESSION", lambda each: str(each.number), is_right=True),
+    Column("USER", lambda each: owner(each.uid)),
+    Column("PID", lambda each: str(each.pid), is_right=True),
+    Column("PINS", lambda each: str(each.pins), is_right=True),
+    Column("PINNED", lambda each: human_bytes(each.pinned_bytes), is_right=True),
+    Column("MAPS", lambda each: str(each.maps), is_right=True),
+    Column("FILLS", lambda each: str(each.fills), is_right=True),
+    Column("CALLS", lambda each: str(each.calls), is_right=True),
+    Column("SINCE", lambda each: local_time(each.since_ns)),
+    Column("CLIENT", lambda each: each.client if each.is_bound else f"{each.client} (not bound)"),
+)
+
+
+@command(app, "sessions")
+def sessions(session: Session) -> None:
+    """List the programs that are connected, and what each holds: your own, or all for root.
+
+    PINNED is the memory that its pins keep in RAM, CALLS what it is waiting for just now.
+    """
+    session.out.table(_SESSIONS, session.client.sessions())
 
 
 @command(app, "sync")

@@ -105,6 +105,7 @@ class FakeClient:
     namespaces: Any = Client.namespaces
     list: Any = Client.list
     fsck: Any = Client.fsck
+    sessions: Any = Client.sessions
 
     def read(self, name: str) -> bytes:
         return self.payload

@@ -1,4 +1,4 @@
-"""status, fsck, sync, shutdown, and the namespace commands."""
+"""status, sessions, fsck, sync, shutdown, and the namespace commands."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +12,8 @@ from libmem.abi.calls import (
     FsckReply,
     Info,
     InfoReply,
+    ListSessions,
+    ListSessionsReply,
     MakeNamespace,
     RemoveNamespace,
     SetQuota,
@@ -20,7 +22,7 @@ from libmem.abi.calls import (
     Sync,
 )
 from libmem.abi.errors import Errno
-from libmem.abi.structs import Finding, NamespaceStat, Quota, TierStat, Usage
+from libmem.abi.structs import Finding, NamespaceStat, Quota, SessionStat, TierStat, Usage
 from memosd.tools.memctl.daemon import _tier_lines
 from tests.tools.memctl.fake import Memctl
 
@@ -95,6 +97,27 @@ def test_a_bar_is_empty_only_when_nothing_is_used(used_bytes: int, cells: int) -
     (_, full, rest, _), _ = _tier_lines(TierStat("ram", 1000, used_bytes, 1), ("#", "."))
     assert full[0] == "#" * cells
     assert len(full[0] + rest[0]) == 24
+
+
+def test_sessions(memctl: Memctl) -> None:
+    mine = SessionStat(
+        number=7, uid=0, gid=0, pid=4711, client="trainer.py", since_ns=1_700_000_000 * 10**9,
+        is_bound=True, pins=2, maps=3, fills=1, pinned_bytes=5 << 20, calls=4,
+    )  # fmt: skip
+    late = msgspec.structs.replace(mine, number=9, client="\x1b[2J", is_bound=False)
+    pages = {0: ListSessionsReply((mine,), 7), 7: ListSessionsReply((late,))}
+    answers = {ListSessions: lambda request: pages[request.after]}
+    title, first, second = memctl("sessions", answers=answers).out.splitlines()
+    assert title.split() == [
+        "SESSION", "USER", "PID", "PINS", "PINNED", "MAPS", "FILLS", "CALLS", "SINCE", "CLIENT",
+    ]  # fmt: skip
+    assert first.split()[:9] == ["7", "root", "4711", "2", "5.0", "MiB", "3", "1", "4"]
+    assert first.endswith("trainer.py")
+    assert second.endswith(r"\x1b[2J (not bound)")
+    shown, _ = memctl("sessions", "--json").lines
+    assert (shown["client"], shown["pinned_bytes"], shown["is_bound"]) == (
+        "trainer.py", 5 << 20, True,
+    )  # fmt: skip
 
 
 def stretches(*replies: FsckReply) -> Iterator[FsckReply]:

@@ -17,6 +17,7 @@ from unittest import mock
 
 import pytest
 
+import libmem
 from libmem.abi.errors import Errno
 from memosd.tools.memctl.__main__ import main
 from memosd.tools.memctl.command import Settings
@@ -114,6 +115,17 @@ def world() -> Iterator[World]:
     finally:
         world.close()
         shutil.rmtree(folder)
+
+
+def test_who_is_connected(world: World) -> None:
+    with libmem.connect(world.runtime_dir, name="holder") as client:
+        client.write("/notes/held", bytes(1 << 20), type=libmem.CubeType.BLOB)
+        with client.pin("/notes/held"):
+            (held,) = [each for each in world.json("sessions") if each["client"] == "holder"]
+        assert "holder" in {each.client for each in client.sessions()}
+        client.unlink("/notes/held")
+    assert (held["pid"], held["uid"]) == (os.getpid(), os.getuid())
+    assert (held["pins"], held["pinned_bytes"]) == (1, 1 << 20)
 
 
 def test_a_text_from_put_to_rm(world: World) -> None:
