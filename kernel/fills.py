@@ -175,4 +175,3 @@ class Fills:
             await self._parts.io.run(self._parts.disk.store, key, frame.fd, manifest)
         finally:
             storing.discard(key)
-

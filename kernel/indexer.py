@@ -85,15 +85,9 @@ class Indexer:
 
     async def _run(self) -> None:
         try:
-            if not self._is_open:
-                await self._open()
-            while self._rebuild_from is not None:
-                await self._rebuild_step(self._rebuild_from)
-            await self._rest(_START_NS)
-            while self.indexed_seq < self._log.durable_seq:
-                started_ns = self._clock.monotonic_ns()
-                await self._step()
-                await self._rest(_REST * (self._clock.monotonic_ns() - started_ns))
+            await self._catch_up()
+            while not self._is_open:  # a search found it damaged meanwhile
+                await self._catch_up()
             self.problem = ""
         except Exception as error:
             # Whoever waits for the index must hear of it, whatever it was.
@@ -102,6 +96,17 @@ class Indexer:
             self._timers.after(_RETRY_NS, self.kick)
             if not isinstance(error, MemError):
                 raise
+
+    async def _catch_up(self) -> None:
+        if not self._is_open:
+            await self._open()
+        while self._rebuild_from is not None:
+            await self._rebuild_step(self._rebuild_from)
+        await self._rest(_START_NS)
+        while self.indexed_seq < self._log.durable_seq:
+            started_ns = self._clock.monotonic_ns()
+            await self._step()
+            await self._rest(_REST * (self._clock.monotonic_ns() - started_ns))
 
     async def _ask(self, work: Callable[..., T], *args: Any) -> T:
         """A call of the index; after one that failed it is opened again, to see what it did."""
@@ -128,14 +133,15 @@ class Indexer:
     async def _open(self) -> None:
         stamp = await self._ask(self.index.open)
         newest, oldest = self._log.durable_seq, self._log.oldest_seq
-        self._is_open = True
         if oldest - 1 <= stamp <= newest:
+            self._is_open = True
             self._advance(stamp)  # it may be all that who searched meanwhile waits for
             return
         # It knows more than the table (a restored table), or less than the log can tell.
         await self._ask(self.index.clear)
-        self.indexed_seq = 0
+        self._is_open = True
         self._rebuild_from = b"" if oldest > 1 else None
+        self._advance(0)
 
     async def _step(self) -> None:
         events = list(islice(self._log.events_after(self.indexed_seq), _CHUNK))
@@ -258,7 +264,8 @@ class Indexer:
         wanted = self._log.durable_seq
         if self._rebuild_from is not None:
             raise MemError(Errno.EAGAIN, "the index is being rebuilt", indexed=self.indexed_seq)
-        if self.indexed_seq < wanted:
+        if self.indexed_seq < wanted or not self._is_open:
+            # Not behind the opening in the index's queue: it may have been discarded by then.
             done = Completion[None]()
             self._waiting.append((wanted, done))
             self._wake()

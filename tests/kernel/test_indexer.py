@@ -352,19 +352,3 @@ def test_a_text_unlinked_while_it_is_read_for_the_index_is_no_harm(
 def test_the_index_is_closed_at_the_end(world: World, user: Client) -> None:
     user.write("/n/a", b"apple")
     assert world.stop().is_done
-
-
-def test_an_index_ahead_of_the_table_answers_nothing_before_it_is_rebuilt(
-    world: World, user: Client
-) -> None:
-    user.write("/n/a", b"apple")
-    assert found(user, "apple") == ["/n/a"]
-    world.index.stamp = 1 << 60
-    world.index.documents.clear()
-    world.crash()
-    early = world.root.start(c.Search(query="apple"))
-    world.index_io.finish_at(0)  # it is open, and not yet cleared
-    late = world.root.start(c.Search(query="apple"))
-    world.settle()
-    for search in (early, late):
-        assert search.errno() == Errno.EAGAIN or len(search.result().hits) == 1
