@@ -231,7 +231,8 @@ class UnlinkReply(Value, frozen=True):
 class UnlinkCube(Call[UnlinkReply], frozen=True):
     """Of a cube whose own rows are damaged (ECORRUPT) the administrator removes what is left.
 
-    What it was charged comes back with the last damaged cube of its namespace.
+    What it was charged comes back with the last damaged cube of its namespace. EBUSY: a large
+    namespace is being written to, so that it cannot be added up.
     """
 
     name: str
