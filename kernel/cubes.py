@@ -254,9 +254,8 @@ class Cubes:
     ) -> WriteReply:
         """Put the rows of a new version; room was checked. Raises nothing a caller caused."""
         existing = admission.existing
-        # Positional: a write's rows are made here, tens of thousands of times a second.
         cube_id = existing.id if existing else key
-        version = VersionRow(
+        version = VersionRow(  # positional: tens of thousands are made in a second
             self.next_version(existing) if existing else 1,
             key,
             content.size_bytes,

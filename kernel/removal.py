@@ -60,7 +60,7 @@ class Removal:
             reply = self._unlink_version(who, cube, space)
         else:
             reply = self._remove(cube.id, cube.row, EventKind.UNLINK, who.uid)
-        self._follow()
+        self.follow()
         return reply
 
     def _unlink_version(self, who: Identity, cube: Cube, space: Namespace) -> UnlinkReply:
@@ -114,7 +114,7 @@ class Removal:
         ledger = self._table.ledger
         ledger.when_durable(ledger.pending_barrier(), free)
 
-    def _follow(self) -> None:
+    def follow(self) -> None:
         """Remove what stood on payloads that went: it holds a part only, and what was deleted
         must not live on in its extensions."""
         while self._fallen:
@@ -158,7 +158,7 @@ class Removal:
     def remove_expired(self, cube_id: bytes, row: CubeRow) -> None:
         """Remove a cube whose time is over. Errors: ECORRUPT; then nothing changed."""
         self._remove(cube_id, row, EventKind.EXPIRE, actor_uid=0)
-        self._follow()
+        self.follow()
 
     def lose(self, key: PayloadKey, reason: str) -> None:
         """A cache payload is nowhere any more: remove the versions that showed it.
@@ -166,7 +166,7 @@ class Removal:
         Errors: ECORRUPT: its cube's rows are damaged; then nothing changed.
         """
         self._lose(key, self._table.volatile[key], reason)
-        self._follow()
+        self.follow()
 
     def _lose(self, key: PayloadKey, cube_id: bytes, reason: str) -> None:
         row = self._table.cube_row(cube_id)

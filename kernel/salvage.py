@@ -26,7 +26,7 @@ from memosd.kernel.namespace import Namespace
 from memosd.kernel.parts import Parts
 from memosd.kernel.ports import PayloadKey
 from memosd.kernel.removal import Removal
-from memosd.kernel.rows import CubeRow, LogRow, decode_row
+from memosd.kernel.rows import CubeRow, EventRow, decode_row
 from memosd.kernel.wait import Completion
 
 __all__ = ["Salvage"]
@@ -92,7 +92,8 @@ class Salvage:
         freed = 0 if others_bytes is None else space.disk_bytes - others_bytes
         self._namespaces.charge(space, -freed, cubes=-1)
         self._drop(name, remains)
-        self._table.append(self._event(who, name, space, remains))
+        self._removal.follow()
+        self._table.log.append(self._event(who, name, space, remains))
         return UnlinkReply(freed_bytes=freed, versions=len(remains.history) + 1)
 
     # -- searching -----------------------------------------------------------------------------
@@ -215,10 +216,10 @@ class Salvage:
             self._table.drop_cube(remains.id)
             self._heat.forget(remains.id)
 
-    def _event(self, who: Identity, name: str, space: Namespace, remains: _Remains) -> LogRow:
+    def _event(self, who: Identity, name: str, space: Namespace, remains: _Remains) -> EventRow:
         """Shown to the cube's owner; where nobody knows who that was, to the namespace's."""
         owner = remains.row or space.row
-        return LogRow(
+        return EventRow(
             self._clock.wall_ns(), EventKind.UNLINK, name, remains.id,
             remains.row.current.version if remains.row else 0, who.uid, "", owner.uid, owner.gid,
             remains.row.mode if remains.row else 0o600, space.id,

@@ -43,7 +43,7 @@ def damage_id(world: World, _cube_id: bytes) -> None:
 def swap_name(world: World, _cube_id: bytes) -> None:
     """Another cube's row strayed to this name."""
     store = world.store
-    store.stage({("names", b"/n/a"): store.get("names", b"/n/other")})()
+    store.stage({"names": {b"/n/a": store.get("names", b"/n/other")}})()
     store.settle()
 
 
@@ -216,7 +216,7 @@ def test_a_small_payload_that_nothing_leads_to_stays_in_the_table(
     assert user.usage("/n").usage == Usage(), "it is nobody's, and nobody is charged"
     left = [key for key, _ in world.store.scan("payloads", b"")]
     assert left == [lost]
-    world.store.stage({("payloads", lost): None})()
+    world.store.stage({"payloads": {lost: None}})()
     world.store.settle()
 
 
