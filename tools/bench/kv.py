@@ -8,8 +8,6 @@ logits of the two must be equal to the last bit.
 """
 
 import copy
-import mmap
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,8 +16,10 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import libmem
+from libmem import hf
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.kv import pack_tokens
+from memosd.tools.bench import memfd
 from memosd.tools.bench.daemon import private_daemon
 from memosd.tools.bench.process import Worker, workers
 from memosd.tools.bench.prompts import QUESTION_TOKENS, load_model, prompt_of, question_of
@@ -62,9 +62,9 @@ def measure(plan: Plan, directory: Path) -> Report:
         with daemon.connect() as client:
             client.make_namespace(_NAMESPACE)
         args = (daemon.runtime_dir, plan)
-        with workers(_prefiller, args) as [prefiller]:
+        with workers(_prefilling, args) as [prefiller]:
             store = _store_rows(plan, prefiller)
-        with workers(_reader, args) as [reader]:
+        with workers(_reading, args) as [reader]:
             first = _first_rows(plan, reader)
             attach = _attach_rows(plan, reader)
         daemon.stop()
@@ -137,128 +137,153 @@ def _ms(seconds: list[float]) -> Sample:
 # -- the two processes -----------------------------------------------------------------------
 
 
-@contextmanager
-def _prefiller(runtime_dir: Path, plan: Plan) -> Iterator[Callable[[Any], Any]]:
-    """Computes the prefix and commits it; a number makes a cube of so many arbitrary rows."""
-    import torch
-    from transformers import DynamicCache
+class _Prefiller:
+    """Computes the prefix and commits it."""
 
-    from libmem import hf
+    def __init__(self, client: libmem.Client, plan: Plan) -> None:
+        from transformers import DynamicCache
 
-    model, prompt = load_model(), prompt_of(plan.tokens)
-    cache = DynamicCache(config=model.config)
-    hf.fingerprint(model)  # once a process, as for whoever attaches
-    with libmem.connect(runtime_dir, timeout_s=60) as client, torch.inference_mode():
+        self._client = client
+        self._model, self._prompt = load_model(), prompt_of(plan.tokens)
+        self._cache = DynamicCache(config=self._model.config)
+        hf.fingerprint(self._model)  # once a process, as for whoever attaches
 
-        def prefill() -> float:
-            before = time.perf_counter()
-            model(prompt, past_key_values=cache, logits_to_keep=1)
-            return time.perf_counter() - before
+    def prefill(self) -> float:
+        """Seconds."""
+        before = time.perf_counter()
+        self._model(self._prompt, past_key_values=self._cache, logits_to_keep=1)
+        return time.perf_counter() - before
 
-        def commit() -> float:
-            before = time.perf_counter()
-            hf.save_cache(client, _PREFIX, model, cache, prompt)
-            seconds = time.perf_counter() - before
-            # One version is left, for the other process.
-            newest = client.stat(_PREFIX).version
-            if newest > 1:
-                client.unlink(f"{_PREFIX}@v{newest - 1}")
-            return seconds
+    def commit(self) -> float:
+        """Seconds."""
+        before = time.perf_counter()
+        hf.save_cache(self._client, _PREFIX, self._model, self._cache, self._prompt)
+        seconds = time.perf_counter() - before
+        # One version is left, for the other process.
+        newest = self._client.stat(_PREFIX).version
+        if newest > 1:
+            self._client.unlink(f"{_PREFIX}@v{newest - 1}")
+        return seconds
 
-        def arbitrary(tokens: int) -> None:
-            ids = torch.arange(tokens)[None] + 1  # no text: the prefix must not be found here
-            rows = DynamicCache(config=model.config)
-            for index, layer in enumerate(cache.layers):
-                shape = (*layer.keys.shape[:2], tokens, layer.keys.shape[3])
-                rows.update(torch.rand(shape), torch.rand(shape), index)
-            hf.save_cache(client, f"{_NAMESPACE}/{tokens}", model, rows, ids)
+    def memcpy(self) -> float:
+        """Copy all tensors, one behind the other, into a fresh memfd: s. The limit."""
+        import torch
 
-        orders: dict[Any, Callable[[], Any]] = {
-            "prefill": prefill,
-            "commit": commit,
-            "memcpy": lambda: _memcpy(cache),
-            _SHORT: lambda: arbitrary(_SHORT),
-            _LONG: lambda: arbitrary(_LONG),
-        }
-        yield lambda order: orders[order]()
+        tensors = [each for layer in self._cache.layers for each in (layer.keys, layer.values)]
 
-
-def _memcpy(cache: Any) -> float:
-    """Copy all tensors, one behind the other, into a fresh memfd: s. The limit for a commit."""
-    import torch
-
-    tensors = [each for layer in cache.layers for each in (layer.keys, layer.values)]
-    size_bytes = sum(each.numel() * each.element_size() for each in tensors)
-    before = time.perf_counter()
-    fd = os.memfd_create("memos-bench", os.MFD_CLOEXEC)
-    try:
-        os.ftruncate(fd, size_bytes)
-        with mmap.mmap(fd, size_bytes) as memory:
+        def copy_all(memory: memoryview) -> None:
             flat, at = torch.frombuffer(memory, dtype=tensors[0].dtype), 0
             for each in tensors:
                 flat[at : at + each.numel()].view(each.shape).copy_(each)
                 at += each.numel()
-            del flat
+
+        return memfd.timed(sum(each.nbytes for each in tensors), copy_all)
+
+    def arbitrary(self, tokens: int) -> None:
+        """A cube of so many rows that no model computed, of no text: it must not be found."""
+        import torch
+        from transformers import DynamicCache
+
+        rows = DynamicCache(config=self._model.config)
+        for index, layer in enumerate(self._cache.layers):
+            shape = (*layer.keys.shape[:2], tokens, layer.keys.shape[3])
+            rows.update(torch.rand(shape), torch.rand(shape), index)
+        ids = list(range(1, tokens + 1))
+        hf.save_cache(self._client, f"{_NAMESPACE}/{tokens}", self._model, rows, ids)
+
+
+class _Reader:
+    """Finds, maps and asks; had no part in the prefix."""
+
+    def __init__(self, client: libmem.Client, plan: Plan) -> None:
+        import torch
+        from transformers import DynamicCache
+
+        self._client, self._plan = client, plan
+        self._model, self._question = load_model(), question_of()
+        prompt = prompt_of(plan.tokens)
+        self._ids = torch.cat([prompt, self._question], dim=1)
+        self._packed = pack_tokens(self._ids[0].tolist())
+        self._digest = hf.fingerprint(self._model)
+        self._own = DynamicCache(config=self._model.config)
+        # Also warms the model up.
+        self._model(prompt, past_key_values=self._own, logits_to_keep=1)
+
+    def full(self) -> float:
+        """Seconds to the first token without any cache."""
+        from transformers import DynamicCache
+
+        empty = DynamicCache(config=self._model.config)
+        before = time.perf_counter()
+        self._model(self._ids, past_key_values=empty, logits_to_keep=1)
         return time.perf_counter() - before
-    finally:
-        os.close(fd)
+
+    def first_mapped(self) -> tuple[First, Any]:
+        """Find, map, compute; with the logits."""
+        begin = time.perf_counter()
+        found = self._client.find_prefix(self._digest, self._packed)
+        if found.tokens != self._plan.tokens:
+            raise MemError(Errno.EIO, f"{found.tokens} tokens were found")
+        found_at = time.perf_counter()
+        cache = hf.map_cache(
+            self._client, found.name, self._model, tokens=found.tokens, token_ids=self._ids
+        )
+        mapped_at = time.perf_counter()
+        logits = self._model(self._question, past_key_values=cache).logits
+        end = time.perf_counter()
+        return First(end - begin, found_at - begin, mapped_at - found_at), logits
+
+    def first_owned(self) -> tuple[First, Any]:
+        """The same on a copy of a cache in this process's own memory."""
+        cache = copy.deepcopy(self._own)
+        before = time.perf_counter()
+        logits = self._model(self._question, past_key_values=cache).logits
+        return First(time.perf_counter() - before), logits
+
+    def difference(self) -> float:
+        """The largest difference between any two logits of the two."""
+        return float((self.first_mapped()[1] - self.first_owned()[1]).abs().max())
+
+    def attach(self, tokens: int) -> list[float]:
+        """Seconds of each."""
+        times = []
+        for _ in range(self._plan.attaches):
+            before = time.perf_counter()
+            cache = hf.map_cache(self._client, f"{_NAMESPACE}/{tokens}", self._model)
+            times.append(time.perf_counter() - before)
+            if cache.get_seq_length() != tokens:
+                raise MemError(Errno.EIO, f"not {tokens} tokens were mapped")
+        return times
 
 
 @contextmanager
-def _reader(runtime_dir: Path, plan: Plan) -> Iterator[Callable[[Any], Any]]:
-    """Finds, maps and asks; a number maps the cube of so many rows."""
+def _prefilling(runtime_dir: Path, plan: Plan) -> Iterator[Callable[[Any], Any]]:
+    """A process; an order is a method's name, or a number of arbitrary rows to commit."""
     import torch
-    from transformers import DynamicCache
 
-    from libmem import hf
-
-    model, prompt, question = load_model(), prompt_of(plan.tokens), question_of()
-    ids = torch.cat([prompt, question], dim=1)
-    packed = pack_tokens(ids[0].tolist())
-    digest = hf.fingerprint(model)
-    own = DynamicCache(config=model.config)
+    load_model()  # not under inference_mode: its weights could not be told to be the same
     with libmem.connect(runtime_dir, timeout_s=60) as client, torch.inference_mode():
-        model(prompt, past_key_values=own, logits_to_keep=1)  # also warms the model up
-
-        def full() -> float:
-            before = time.perf_counter()
-            model(ids, past_key_values=DynamicCache(config=model.config), logits_to_keep=1)
-            return time.perf_counter() - before
-
-        def first_mapped() -> tuple[First, Any]:
-            begin = time.perf_counter()
-            found = client.find_prefix(digest, packed)
-            if found.tokens != plan.tokens:
-                raise MemError(Errno.EIO, f"{found.tokens} tokens were found")
-            found_at = time.perf_counter()
-            cache = hf.map_cache(client, found.name, model, tokens=found.tokens, token_ids=ids)
-            mapped_at = time.perf_counter()
-            logits = model(question, past_key_values=cache).logits
-            end = time.perf_counter()
-            return First(end - begin, found_at - begin, mapped_at - found_at), logits
-
-        def first_owned() -> tuple[First, Any]:
-            cache = copy.deepcopy(own)
-            before = time.perf_counter()
-            logits = model(question, past_key_values=cache).logits
-            return First(time.perf_counter() - before), logits
-
-        def attach(tokens: int) -> list[float]:
-            times = []
-            for _ in range(plan.attaches):
-                before = time.perf_counter()
-                cache = hf.map_cache(client, f"{_NAMESPACE}/{tokens}", model)
-                times.append(time.perf_counter() - before)
-                if cache.get_seq_length() != tokens:
-                    raise MemError(Errno.EIO, f"not {tokens} tokens were mapped")
-            return times
-
-        orders: dict[Any, Callable[[], Any]] = {
-            "full": full,
-            "compare": lambda: float((first_mapped()[1] - first_owned()[1]).abs().max()),
-            "mapped": lambda: first_mapped()[0],
-            "owned": lambda: first_owned()[0],
-            _SHORT: lambda: attach(_SHORT),
-            _LONG: lambda: attach(_LONG),
+        mind = _Prefiller(client, plan)
+        orders: dict[str, Callable[[], Any]] = {
+            "prefill": mind.prefill,
+            "commit": mind.commit,
+            "memcpy": mind.memcpy,
         }
-        yield lambda order: orders[order]()
+        yield lambda order: orders[order]() if order in orders else mind.arbitrary(order)
+
+
+@contextmanager
+def _reading(runtime_dir: Path, plan: Plan) -> Iterator[Callable[[Any], Any]]:
+    """Another process; an order is one of these, or the length of a cube to map."""
+    import torch
+
+    load_model()  # not under inference_mode: its weights could not be told to be the same
+    with libmem.connect(runtime_dir, timeout_s=60) as client, torch.inference_mode():
+        mind = _Reader(client, plan)
+        orders: dict[str, Callable[[], Any]] = {
+            "full": mind.full,
+            "compare": mind.difference,
+            "mapped": lambda: mind.first_mapped()[0],
+            "owned": lambda: mind.first_owned()[0],
+        }
+        yield lambda order: orders[order]() if order in orders else mind.attach(order)

@@ -11,14 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-__all__ = ["drop_from_page_cache", "fill", "fill_and_save", "read_into"]
+__all__ = ["drop_from_page_cache", "fill", "fill_and_save", "read_into", "timed"]
 
 _READ_BYTES: Final = 1 << 20
 
 
 def fill(payload: bytes) -> float:
     """Copy `payload` into a fresh memfd, mapped shared and unmapped again: s."""
-    return _timed(len(payload), lambda memory: _copy(payload, memory))
+    return timed(len(payload), lambda memory: _copy(payload, memory))
 
 
 def fill_and_save(payload: bytes, path: Path) -> float:
@@ -32,7 +32,7 @@ def fill_and_save(payload: bytes, path: Path) -> float:
                 left = left[file.write(left) or 0 :]
             os.fsync(file.fileno())
 
-    seconds = _timed(len(payload), copy_and_save)
+    seconds = timed(len(payload), copy_and_save)
     path.unlink()
     return seconds
 
@@ -49,7 +49,7 @@ def read_into(path: Path, size_bytes: int) -> float:
         finally:
             os.close(file)
 
-    return _timed(size_bytes, read)
+    return timed(size_bytes, read)
 
 
 def drop_from_page_cache(path: Path) -> None:
@@ -65,7 +65,8 @@ def _copy(payload: bytes, memory: memoryview) -> None:
     memory[:] = payload
 
 
-def _timed(size_bytes: int, use: Callable[[memoryview], None]) -> float:
+def timed(size_bytes: int, use: Callable[[memoryview], None]) -> float:
+    """Make a memfd of a size, let `use` fill it: s."""
     before = time.perf_counter()
     fd = os.memfd_create("memos-bench", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
