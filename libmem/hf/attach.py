@@ -82,7 +82,7 @@ def attach(
     trouble with the daemon: that is counted in `stats`.
     """
     windows_of(model.config)
-    if isinstance(getattr(model.generate, "__self__", None), Attached):
+    if isinstance(getattr(vars(model).get("generate"), "__self__", None), Attached):
         raise MemError(Errno.EINVAL, "this model is attached already")
     return Attached(model, client, namespace, max(1, min_tokens))
 
@@ -94,20 +94,21 @@ class Attached:
         self, model: PreTrainedModel, client: KvClient, namespace: str, min_tokens: int
     ) -> None:
         self.stats = Stats()
-        self._model, self._client = model, client
+        self._model: Any = model  # `generate` is a mixin's
+        self._client = client
         self._namespace, self._min_tokens = namespace, min_tokens
         self._counting = threading.Lock()
         self._away_until = 0.0
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="libmem-store")
         self._storing: Future[None] | None = None
-        self._original = model.generate
+        self._original = self._model.generate
         self._was_own = vars(model).get("generate")
         try:
             client.make_namespace(namespace)
         except MemError as error:
             if error.errno is not Errno.EEXIST:
                 self._note(error)
-        model.generate = self._generate  # type: ignore[method-assign]
+        self._model.generate = self._generate
 
     def __enter__(self) -> "Attached":
         return self
@@ -126,7 +127,7 @@ class Attached:
             if self._was_own is None:
                 del self._model.generate
             else:
-                self._model.generate = self._was_own  # type: ignore[method-assign]
+                self._model.generate = self._was_own
         self._worker.shutdown()
 
     def flush(self, timeout_s: float | None = None) -> bool:

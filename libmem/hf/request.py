@@ -105,7 +105,8 @@ class _Settings(NamedTuple):
 
 @lru_cache
 def _setting_names() -> frozenset[str]:
-    return frozenset(name for name in vars(GenerationConfig()) if not name.startswith("_"))
+    settings = GenerationConfig()  # type: ignore[no-untyped-call]
+    return frozenset(name for name in vars(settings) if not name.startswith("_"))
 
 
 def _is_plain_model(model: Any) -> bool:
