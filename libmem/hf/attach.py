@@ -90,12 +90,9 @@ def attach(
 class Attached:
     """A model whose `generate` has a memory, until `detach()` or the end of the `with` block."""
 
-    def __init__(
-        self, model: PreTrainedModel, client: KvClient, namespace: str, min_tokens: int
-    ) -> None:
+    def __init__(self, model: Any, client: KvClient, namespace: str, min_tokens: int) -> None:
         self.stats = Stats()
-        self._model: Any = model  # `generate` is a mixin's
-        self._client = client
+        self._model, self._client = model, client
         self._namespace, self._min_tokens = namespace, min_tokens
         self._counting = threading.Lock()
         self._away_until = 0.0

@@ -1,0 +1,266 @@
+"""`generate` with a memory: the same text, fewer tokens to prefill, and no trouble passed on."""
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel, StoppingCriteriaList
+from transformers.generation.stopping_criteria import MaxLengthCriteria
+from transformers.generation.streamers import BaseStreamer
+
+import libmem.hf
+from libmem.abi.errors import Errno, MemError
+from libmem.abi.kv import kv_header
+from libmem.hf import Attached, attach
+from libmem.hf.cache import MappedCache
+from tests.libmem.hf.fake_client import FakeClient
+from tests.libmem.hf.models import ARCHITECTURES, make_model, prompt
+
+TEXT = prompt(100)
+GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 8}
+
+
+@pytest.fixture
+def model() -> PreTrainedModel:
+    return make_model("llama")
+
+
+@pytest.fixture
+def attached(model: PreTrainedModel, cubes: FakeClient) -> Iterator[Attached]:
+    with attach(model, cubes, min_tokens=16) as each:
+        yield each
+
+
+def generate(model: Any, token_ids: torch.Tensor | None, **options: Any) -> Any:
+    torch.manual_seed(7)
+    return model.generate(token_ids, **{**GREEDY, **options})
+
+
+def longer(token_ids: torch.Tensor, tokens: int = 30, seed: int = 1) -> torch.Tensor:
+    return torch.cat([token_ids, prompt(tokens, token_ids.shape[0], seed)], 1)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_text_is_the_same_and_the_prefix_is_mapped(
+    cubes: FakeClient, architecture: str
+) -> None:
+    model = make_model(architecture)
+    calls: list[tuple[torch.Tensor, dict[str, Any]]] = [
+        (TEXT, {}),
+        (TEXT, {}),
+        (longer(TEXT), {"num_beams": 3}),
+        (longer(TEXT), {"do_sample": True, "num_return_sequences": 2}),
+        (longer(TEXT.repeat(2, 1), seed=2), {"attention_mask": torch.ones(2, 130)}),
+        (longer(longer(TEXT)), {"return_dict_in_generate": True, "output_scores": True}),
+    ]
+    expected = [generate(model, *call[:1], **call[1]) for call in calls]
+    with attach(model, cubes, min_tokens=16) as each:
+        for (token_ids, options), text in zip(calls, expected, strict=True):
+            got = generate(model, token_ids, **options)
+            assert each.flush(60)
+            if isinstance(text, torch.Tensor):
+                assert torch.equal(got, text)
+            else:
+                assert torch.equal(got.sequences, text.sequences)
+                assert isinstance(got.past_key_values, MappedCache)
+    stats = each.stats
+    assert (stats.hits, stats.passed_through, stats.problems) == (5, 0, 0)
+    assert stats.tokens_mapped + stats.tokens_prefilled == sum(c[0].shape[1] for c in calls)
+    assert stats.tokens_mapped >= 99 + 100 * 4
+
+
+def test_an_answer_is_the_next_prefix(
+    model: PreTrainedModel, attached: Attached, cubes: FakeClient
+) -> None:
+    answer = generate(model, TEXT)
+    assert attached.flush(60)
+    (name,) = cubes.cubes
+    assert cubes.tokens_of(name) == answer[0, :-1].tolist()
+    generate(model, longer(answer))
+    assert attached.flush(60)
+    assert attached.stats.tokens_mapped == answer.shape[1] - 1
+    child = next(cube for key, cube in cubes.cubes.items() if key != name)
+    assert child.parent == name
+    assert kv_header(child.attributes).start == 64  # the grain below 107
+
+
+def test_it_is_stored_once(model: PreTrainedModel, attached: Attached, cubes: FakeClient) -> None:
+    find, cubes.find_prefix = cubes.find_prefix, nothing_found  # type: ignore[method-assign]
+    for _ in range(2):
+        generate(model, TEXT)
+        assert attached.flush(60)
+    cubes.find_prefix = find  # type: ignore[method-assign]
+    assert (len(cubes.cubes), attached.stats.stored, attached.stats.problems) == (1, 1, 0)
+    generate(model, TEXT)
+    assert attached.flush(60)
+    assert len(cubes.cubes) == 1
+
+
+def nothing_found(model: str, tokens: bytes, *, under: str = "/") -> Any:
+    return FakeClient().find_prefix(model, tokens, under=under)
+
+
+class Streamer(BaseStreamer):
+    def __init__(self) -> None:
+        self.heard: list[int] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        self.heard += value.flatten().tolist()
+
+    def end(self) -> None:
+        self.heard.append(-1)
+
+
+def test_streamers_and_criteria_are_the_callers(model: PreTrainedModel, attached: Attached) -> None:
+    plain = generate(model, TEXT)
+    assert attached.flush(60)
+    streamer = Streamer()
+    criteria = StoppingCriteriaList([MaxLengthCriteria(103)])
+    text = generate(model, TEXT, streamer=streamer, stopping_criteria=criteria)
+    assert torch.equal(text, plain[:, :103])
+    assert streamer.heard == [*text[0].tolist(), -1]
+    assert attached.stats.hits == 1
+    assert len(criteria) == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"attention_mask": torch.tensor([[0] + [1] * 99])},
+        {"use_cache": False},
+        {"cache_implementation": "static"},
+        {"prompt_lookup_num_tokens": 2},
+        {"past_key_values": None, "position_ids": torch.arange(100)[None]},
+        {"output_hidden_states": True, "return_dict_in_generate": True},
+        {"pad_token_id": int(TEXT[0, 5])},
+        {"guidance_scale": 1.5},
+        {"prefill_chunk_size": 10},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_what_is_special_passes_through(
+    model: PreTrainedModel, attached: Attached, cubes: FakeClient, options: dict[str, Any]
+) -> None:
+    generate(model, TEXT, **options)
+    assert (attached.stats.passed_through, len(cubes.cubes)) == (1, 0)
+
+
+def test_models_that_compute_something_else_pass_through(
+    model: PreTrainedModel, attached: Attached
+) -> None:
+    generate(model, None, inputs_embeds=model.get_input_embeddings()(TEXT))
+    model.train()
+    generate(model, TEXT)
+    model.eval()  # type: ignore[no-untyped-call]
+    hook = model.lm_head.register_forward_hook(lambda *each: None)
+    generate(model, TEXT)
+    hook.remove()
+    with torch.autocast("cpu", torch.bfloat16):
+        generate(model, TEXT)
+    generate(model, TEXT, assistant_model=make_model("llama", seed=1))
+    assert attached.stats.passed_through == 5
+    generate(model, TEXT)
+    assert attached.stats.passed_through == 5
+
+
+def test_no_trouble_fails_a_generation(
+    model: PreTrainedModel, attached: Attached, cubes: FakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = generate(model, TEXT)
+    assert attached.flush(60)
+    for errno in (Errno.EIO, Errno.EDQUOT, Errno.ENOMEM):
+        with cubes.failing(errno):
+            assert torch.equal(generate(model, TEXT), expected)
+            assert attached.stats.last_error is not None
+            assert attached.stats.last_error.errno is errno
+    with monkeypatch.context() as patch:  # no room for a new token
+        refuse = MemError(Errno.ENOMEM, "as the test wants it")
+        patch.setattr("libmem.hf.layers.MappedLayer.update", raising(refuse))
+        assert torch.equal(generate(model, TEXT), expected)
+    with cubes.failing(Errno.ECONNREFUSED):
+        generate(model, TEXT)
+    problems, hits = attached.stats.problems, attached.stats.hits
+    assert (problems, hits) == (5, 0)
+    generate(model, TEXT)  # the daemon is back, and left alone for a while
+    assert (attached.stats.problems, attached.stats.hits) == (problems, hits)
+    attached._away_until = 0.0
+    generate(model, TEXT)
+    assert attached.stats.hits == 1
+
+
+def raising(error: MemError) -> Any:
+    def raise_it(*args: Any, **options: Any) -> None:
+        raise error
+
+    return raise_it
+
+
+def test_a_prefix_that_costs_more_than_it_saves_is_not_stored(
+    model: PreTrainedModel, attached: Attached, cubes: FakeClient
+) -> None:
+    attached.stats.store_s_per_token = 1e6
+    generate(model, TEXT)
+    assert attached.flush(60)
+    assert not cubes.cubes
+
+
+def test_changed_weights_find_nothing_of_before(model: PreTrainedModel, attached: Attached) -> None:
+    generate(model, TEXT)
+    assert attached.flush(60)
+    with torch.no_grad():
+        next(model.parameters()).add_(0.5)
+    generate(model, TEXT)
+    assert attached.flush(60)
+    assert (attached.stats.hits, attached.stats.stored) == (0, 2)
+
+
+def test_a_cache_is_not_cropped_while_it_is_stored(
+    model: PreTrainedModel,
+    attached: Attached,
+    cubes: FakeClient,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    may_go_on, create = threading.Event(), cubes.create
+
+    def slow(*args: Any, **options: Any) -> Any:
+        assert may_go_on.wait(60)
+        return create(*args, **options)
+
+    monkeypatch.setattr(cubes, "create", slow)
+    result = generate(model, TEXT, return_dict_in_generate=True)
+    assert not attached.flush(0)
+    held = result.past_key_values.layers[0].keys.clone()
+    threading.Timer(0.05, may_go_on.set).start()
+    result.past_key_values.crop(-50)
+    with torch.no_grad():
+        model(prompt(50, seed=9), past_key_values=result.past_key_values)
+    assert attached.flush(60)
+    (name,) = cubes.cubes
+    cache = libmem.hf.map_cache(cubes, name, model)
+    assert torch.equal(cache.layers[0].keys, held)  # type: ignore[union-attr,arg-type]
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_under_any_mode(model: PreTrainedModel, attached: Attached, context: Any) -> None:
+    with context():
+        first = generate(model, TEXT)
+        assert attached.flush(60)
+    assert torch.equal(generate(model, TEXT), first)
+    with context():
+        assert torch.equal(generate(model, TEXT), first)
+    assert attached.stats.hits == 2
+
+
+def test_detached_is_as_before(model: Any, cubes: FakeClient) -> None:
+    assert "generate" not in vars(model)
+    each = attach(model, cubes)
+    with pytest.raises(MemError) as caught:
+        attach(model, cubes)
+    assert caught.value.errno is Errno.EINVAL
+    each.detach()
+    each.detach()
+    assert "generate" not in vars(model)
+    generate(model, TEXT)
+    assert each.stats.tokens_prefilled == 0
