@@ -8,6 +8,7 @@ token ids did not produce. One `generate` at a time for each model, as ever.
 Public through `libmem.hf`.
 """
 
+import os
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -96,8 +97,7 @@ class Attached:
         self._namespace, self._min_tokens = namespace, min_tokens
         self._counting = threading.Lock()
         self._away_until = 0.0
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="libmem-store")
-        self._storing: Future[None] | None = None
+        self._start_worker()
         self._original = self._model.generate
         self._was_own = vars(model).get("generate")
         try:
@@ -125,12 +125,22 @@ class Attached:
                 del self._model.generate
             else:
                 self._model.generate = self._was_own
-        self._worker.shutdown()
+        self._worker.shutdown(wait=self._pid == os.getpid())
 
     def flush(self, timeout_s: float | None = None) -> bool:
         """Wait until nothing is being stored; False when that takes longer."""
         storing = self._storing
-        return storing is None or not wait([storing], timeout_s).not_done
+        if storing is None or self._pid != os.getpid():
+            return True
+        if wait([storing], timeout_s).not_done:
+            return False
+        storing.result()  # a mistake of ours must not stay unseen
+        return True
+
+    def _start_worker(self) -> None:
+        self._pid = os.getpid()
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="libmem-store")
+        self._storing: Future[None] | None = None
 
     def _generate(self, *args: Any, **options: Any) -> Any:
         request = read_request(self._model, args, options)
@@ -191,6 +201,8 @@ class Attached:
 
     def _keep(self, request: Request, start: _Start, result: Any) -> None:
         """Store what is new, in the background, when computing it again would cost more."""
+        if self._pid != os.getpid():  # a fork has no threads
+            self._start_worker()
         if self._storing is not None and not self._storing.done():
             return  # one at a time: what is skipped comes again, or was not needed
         ids = self._known_ids(request, start.cache, result)

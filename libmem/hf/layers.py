@@ -13,6 +13,7 @@ Made by `libmem.hf.cache`.
 """
 
 import copy
+import os
 from concurrent.futures import Future, wait
 from typing import Any, Final, NamedTuple
 
@@ -34,6 +35,7 @@ class Readers:
 
     def __init__(self) -> None:
         self._work: list[Future[Any]] = []
+        self._pid = os.getpid()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Readers":
         return Readers()  # nobody reads the copy
@@ -44,9 +46,9 @@ class Readers:
 
     def wait(self) -> None:
         """Return when nobody reads any more."""
-        if self._work:
+        if self._work and self._pid == os.getpid():  # a fork has no threads, and memory of its own
             wait(self._work)
-            self._work = []
+        self._work = []
 
 
 class Source(NamedTuple):

@@ -26,6 +26,7 @@ from libmem.abi.kv import (
     planes_of,
     unpack_tokens,
 )
+from libmem.abi.names import parse_ref
 
 __all__ = ["LayerShape", "Part", "Parts", "Prefix", "Run"]
 
@@ -131,8 +132,7 @@ class Prefix:
     @property
     def name(self) -> str:
         """The cube's name with its version, as a child names its parent."""
-        base = self._parts.name.rpartition("@v")[0] if "@v" in self._parts.name else ""
-        return f"{base or self._parts.name}@v{self._parts.version}"
+        return f"{parse_ref(self._parts.name).name}@v{self._parts.version}"
 
     @property
     def dtype(self) -> KvDtype:

@@ -74,7 +74,7 @@ def read_request(model: Any, args: tuple[Any, ...], options: dict[str, Any]) -> 
     settings = _Settings(given, (given.get("generation_config"), model.generation_config))
     if settings.get("use_cache") is False or any(settings.get(name) for name in _OFF):
         return None
-    if not _is_unpadded(token_ids, given.get("attention_mask"), settings.get("pad_token_id")):
+    if not _is_unpadded(token_ids, given.get("attention_mask"), settings):
         return None
     beams = max(settings.get("num_beams") or 1, settings.get("num_return_sequences") or 1)
     tokens = token_ids.shape[1]
@@ -143,11 +143,15 @@ def _are_token_ids(prompt: Any) -> bool:
     )
 
 
-def _is_unpadded(token_ids: torch.Tensor, mask: Any, padding: Any) -> bool:
+def _is_unpadded(token_ids: torch.Tensor, mask: Any, settings: _Settings) -> bool:
     if mask is not None:
         return bool(mask.shape == token_ids.shape and (mask == 1).all())
-    # Without a mask, generate takes this token for padding wherever it stands.
-    return padding is None or not bool((token_ids == padding).any())
+    # Without a mask, generate takes this token for padding wherever it stands, unless it is one
+    # that ends a text as well.
+    padding, ends = settings.get("pad_token_id"), settings.get("eos_token_id")
+    if padding is None or padding in (ends if isinstance(ends, list) else [ends]):
+        return True
+    return not bool((token_ids == padding).any())
 
 
 def _common_tokens(token_ids: torch.Tensor) -> int:

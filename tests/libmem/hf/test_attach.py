@@ -253,6 +253,52 @@ def test_under_any_mode(model: PreTrainedModel, attached: Attached, context: Any
     assert attached.stats.hits == 2
 
 
+def test_the_token_that_ends_a_text_is_no_padding(
+    model: PreTrainedModel, attached: Attached
+) -> None:
+    end = int(TEXT[0, 5])
+    for ends in (end, [end, 3]):
+        generate(model, TEXT, pad_token_id=end, eos_token_id=ends)
+    assert attached.stats.passed_through == 0
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks
+def test_adapters_have_memories_of_their_own(cubes: FakeClient) -> None:
+    peft: Any = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["v_proj"], init_lora_weights=False)
+    model = peft.get_peft_model(make_model("llama"), config).eval()
+    with attach(model, cubes) as each:
+
+        def ask(**options: Any) -> int:
+            text = model.generate(input_ids=TEXT, **GREEDY, **options)
+            assert text.shape[1] > 100
+            assert each.flush(60)
+            return each.stats.hits
+
+        assert [ask(), ask()] == [0, 1]
+        with model.disable_adapter():
+            assert [ask(), ask()] == [1, 2]
+        model.merge_adapter()
+        assert ask() == 2
+        model.unmerge_adapter()
+        ask(adapter_names=["default"])
+    assert (each.stats.passed_through, each.stats.problems) == (1, 0)
+
+
+def test_a_fork_of_the_process_goes_on(
+    model: PreTrainedModel, attached: Attached, cubes: FakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate(model, TEXT)
+    assert attached.flush(60)
+    worker = attached._worker
+    monkeypatch.setattr("os.getpid", lambda: -1)  # forking itself would copy torch's threads
+    generate(model, longer(TEXT))
+    assert attached.flush(60)
+    assert len(cubes.cubes) == 2
+    assert attached._worker is not worker
+    worker.shutdown()
+
+
 def test_detached_is_as_before(model: Any, cubes: FakeClient) -> None:
     assert "generate" not in vars(model)
     each = attach(model, cubes)

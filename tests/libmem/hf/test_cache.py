@@ -16,7 +16,7 @@ import libmem.hf
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.kv import KV_CHAIN_MAX, kv_header
 from libmem.abi.structs import Durability
-from libmem.hf.cache import MappedCache
+from libmem.hf.cache import MappedCache, _on_device
 from libmem.hf.kinds import windows_of
 from tests.libmem.hf.fake_client import FakeClient
 from tests.libmem.hf.models import ARCHITECTURES, full_cache, make_model, prompt
@@ -217,6 +217,16 @@ def test_other_caches_are_refused_by_layer(cubes: FakeClient) -> None:
     config = copy.deepcopy(model.config)
     config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
     assert errno_of(windows_of, config) is Errno.EOPNOTSUPP
+
+
+def test_on_another_device_it_is_a_copy(cubes: FakeClient) -> None:
+    model = make_model("gemma")
+    full = stored(cubes, model)
+    copied = _on_device(mapped(cubes, "/kv/a", model, rows=2), torch.device("cpu"))
+    full.batch_repeat_interleave(2)
+    more = prompt(40, rows=2)
+    assert torch.equal(logits(model, copied, more), logits(model, full, more))
+    libmem.hf.save_cache(cubes, "/kv/b", model, copied, torch.cat([prompt(TOKENS), more[:1]], 1))
 
 
 def test_the_client_alone_loads_no_framework() -> None:
