@@ -14,6 +14,8 @@ from memosd.tools.models.catalogue import MINILM, SMOLLM2
 
 # Read when transformers is imported, here and in child processes: no test ever asks a hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Tests run side by side: threads of several torches would spin, waiting for each other's cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
