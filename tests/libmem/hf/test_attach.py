@@ -1,5 +1,6 @@
 """`generate` with a memory: the same text, fewer tokens to prefill, and no trouble passed on."""
 
+import gc
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +16,7 @@ from libmem.abi.errors import Errno, MemError
 from libmem.abi.kv import kv_header
 from libmem.hf import Attached, attach
 from libmem.hf.cache import MappedCache
-from tests.libmem.hf.fake_client import FakeClient
+from tests.libmem.hf.fake_client import FakeClient, held_memory
 from tests.libmem.hf.models import ARCHITECTURES, make_model, prompt
 
 TEXT = prompt(100)
@@ -204,6 +205,22 @@ def test_a_prefix_that_costs_more_than_it_saves_is_not_stored(
     generate(model, TEXT)
     assert attached.flush(60)
     assert not cubes.cubes
+
+
+def test_generations_leave_nothing_behind(
+    model: PreTrainedModel, attached: Attached, cubes: FakeClient
+) -> None:
+    generate(model, TEXT)
+    assert attached.flush(60)
+    gc.collect()  # what other tests left
+    before = held_memory()
+    for options in ({}, {"num_beams": 3}, {"max_new_tokens": 300}):
+        generate(model, TEXT, **options)
+        assert attached.flush(60)
+    new_cubes = len(cubes.cubes) - 1
+    after = held_memory()
+    assert (after.vmas, cubes.leases) == (before.vmas, 0)
+    assert after.descriptors == before.descriptors + new_cubes
 
 
 def test_changed_weights_find_nothing_of_before(model: PreTrainedModel, attached: Attached) -> None:

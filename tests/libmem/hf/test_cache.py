@@ -1,6 +1,7 @@
 """Caches of whole models: the same results as without, whatever is done with them."""
 
 import copy
+import gc
 import subprocess
 import sys
 from typing import Any
@@ -18,7 +19,7 @@ from libmem.abi.kv import KV_CHAIN_MAX, kv_header
 from libmem.abi.structs import Durability
 from libmem.hf.cache import MappedCache, _on_device
 from libmem.hf.kinds import windows_of
-from tests.libmem.hf.fake_client import FakeClient
+from tests.libmem.hf.fake_client import FakeClient, held_memory
 from tests.libmem.hf.models import ARCHITECTURES, full_cache, make_model, prompt
 
 TOKENS = 80
@@ -133,6 +134,21 @@ def test_two_mappings_never_see_each_other(cubes: FakeClient) -> None:
             assert torch.equal(ours.keys, theirs.keys)
     twin = copy.deepcopy(caches[0])
     assert torch.equal(logits(model, twin, texts[0]), logits(model, caches[0], texts[0]))
+
+
+def test_a_cache_that_is_dropped_is_unmapped_at_once(cubes: FakeClient) -> None:
+    model = make_model("gemma")
+    stored(cubes, model)
+    gc.collect()  # what other tests left
+    before = held_memory()
+    cache = mapped(cubes, "/kv/a", model, rows=2, room_tokens=TOKENS)
+    logits(model, cache, prompt(200, rows=2))  # grows
+    twin = copy.deepcopy(cache)
+    twin.batch_select_indices(torch.tensor([1]))
+    assert held_memory().vmas > before.vmas
+    assert held_memory().descriptors == before.descriptors + 1
+    del cache, twin
+    assert (held_memory(), cubes.leases) == (before, 0)
 
 
 def test_a_fork_holds_what_is_new(cubes: FakeClient) -> None:

@@ -2,8 +2,6 @@
 
 import gc
 import os
-import re
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -17,7 +15,7 @@ from libmem.abi.kv import KV_ATTRIBUTE, KV_CHAIN_MAX
 from libmem.hf import region as regions
 from libmem.hf.prefix import LayerShape, Prefix
 from libmem.hf.region import Region
-from tests.libmem.hf.fake_client import FakeClient, FakeParts
+from tests.libmem.hf.fake_client import FakeClient, FakeParts, held_memory
 from tests.libmem.hf.stored import MODEL, header_of, store, stored_prefix
 
 
@@ -30,18 +28,6 @@ def rows_in(region: Region, kind: int, tokens: int) -> torch.Tensor:
         region, dtype=torch.float32, count=size, offset=kind * region.values_offset_bytes
     )
     return flat.view(region.rows, shape.heads, region.room_tokens, dim)[:, :, :tokens]
-
-
-def mapped_memory() -> int:
-    """VMAs of memfds in this process."""
-    gc.collect()
-    return len(re.findall(r"/memfd:fake", Path("/proc/self/maps").read_text()))
-
-
-def open_memory() -> int:
-    gc.collect()
-    links = (f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd"))
-    return sum(os.path.islink(link) and "/memfd:fake" in os.readlink(link) for link in links)
 
 
 @pytest.mark.parametrize("is_copied", [False, True], ids=["mapped", "copied"])
@@ -90,7 +76,7 @@ def test_a_write_is_private(cubes: FakeClient) -> None:
 
 def test_all_goes_with_the_last_tensor(cubes: FakeClient) -> None:
     store(cubes, header_of(100, layers=4), [70])
-    before = mapped_memory(), open_memory(), cubes.leases
+    before = held_memory()
     prefix = stored_prefix(cubes)
     views = []
     for layer in range(4):
@@ -99,10 +85,10 @@ def test_all_goes_with_the_last_tensor(cubes: FakeClient) -> None:
         views.append(rows_in(region, 1, 100))
     del prefix, region
     gc.collect()
-    assert mapped_memory() > before[0]  # the tensors are still there
+    assert held_memory().vmas > before.vmas  # the tensors are still there
     assert views[0].isfinite().all()
     del views
-    assert (mapped_memory(), open_memory(), cubes.leases) == before
+    assert (held_memory(), cubes.leases) == (before, 0)
 
 
 def test_the_vmas_of_regions_are_counted_and_given_back(
