@@ -17,6 +17,14 @@ from libmem.abi.errors import Errno, MemError
 __all__ = ["windows_of"]
 
 _KINDS: Final = {"full_attention", "sliding_attention"}
+_FOREIGN: Final[dict[str, Any]] = {
+    "is_causal": True,
+    "use_bidirectional_attention": False,
+    "add_cross_attention": False,
+    "cross_attention_layers": [],
+}
+"""Settings with which a row depends on tokens behind it, or on no tokens at all; the value with
+which it does not."""
 _ROPE_BY_LENGTH: Final = {"dynamic", "longrope"}
 
 
@@ -28,6 +36,11 @@ def windows_of(config: PreTrainedConfig) -> list[int]:
     if config.is_encoder_decoder:
         raise MemError(Errno.EOPNOTSUPP, "the caches of encoder-decoder models cannot be stored")
     text = config.get_text_config(decoder=True)
+    for name, value in _FOREIGN.items():
+        if getattr(text, name, None) not in (None, value):
+            raise MemError(
+                Errno.EOPNOTSUPP, f"{name}: a row depends on more than the tokens before it"
+            )
     _refuse_rope(text)
     kinds, settings = get_layer_types_and_kwargs(text)
     for layer, kind in enumerate(kinds):

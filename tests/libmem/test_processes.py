@@ -15,7 +15,7 @@ def test_the_import_is_light() -> None:
         json.loads(run_script("import json, sys, libmem; print(json.dumps([*sys.modules]))"))
     )
     assert {"zmq", "msgspec", "libmem.client"} <= loaded
-    frameworks = {"numpy", "torch", "transformers", "asyncio", "multiprocessing"}
+    frameworks = {"numpy", "torch", "transformers", "asyncio", "multiprocessing", "blake3"}
     the_daemons = {"lmdb", "sqlite3", "structlog", "psutil", "typer", "rich", "memosd"}
     assert not loaded & (frameworks | the_daemons | {"libmem.aio", "zmq.asyncio"})
 
