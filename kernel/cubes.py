@@ -190,7 +190,7 @@ class Cubes:
         return [self.open(who, name)[0] for name in names]
 
     def _base_of(self, admission: Admission, parents: list[Cube]) -> Base:
-        """What a payload that is only a part will stand on. Errors: EINVAL, ECORRUPT."""
+        """What a payload that is only a part will stand on. Errors: EINVAL, ENOENT, ECORRUPT."""
         wanted = admission.driver.type
         if not parents or parents[0].row.type is not wanted:
             raise MemError(Errno.EINVAL, f"a part stands on its first parent, of type {wanted}")
@@ -202,7 +202,7 @@ class Cubes:
             )
         key = parents[0].key
         self._prefixes.check_base(key)
-        return Base(key, parents[0].version.attributes, self._prefixes.tokens_of(key))
+        return Base(key, parents[0].version.attributes)
 
     @staticmethod
     def prefix_of(

@@ -1,17 +1,16 @@
 """Prefixes: which payloads begin with which tokens, and which stand on which.
 
-Owns an order made from the rows of `prefixes`: for each namespace and model the token ids of all
-payloads, as byte strings, sorted. What shares the longest prefix with a prompt is next to where the
-prompt itself would stand, so a binary search finds it, exact to the token
-(docs/design/0004-activation-memory.md, 3). A payload may hold only the tokens behind those of its
-base; then it is of use only together with that.
+Owns what is made from the rows of `prefixes`: an order of token strings for each namespace and
+model, in which the longest shared prefix is found exactly (`tokenorder`; why so is in
+docs/design/0004-activation-memory.md, 3), and who stands on whom. A payload may hold only the
+tokens behind those of its base; then it is of use only together with that.
 
-The rows are the truth: the order is made at boot and again after a failed commit. Kernel thread
-only.
+The rows are the truth: all is made at boot and again after a failed commit. Invariant: what is in
+an order has all that it stands on. Rows of which that cannot be said are kept apart: they are
+never found or mapped, but they go with their cubes. Kernel thread only.
 """
 
-from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
 import structlog
@@ -22,33 +21,29 @@ from memosd.kernel.ledger import Ledger
 from memosd.kernel.pagetable import Cube, PageTable
 from memosd.kernel.ports import PayloadKey, Prefix, Store
 from memosd.kernel.rows import PrefixRow, VersionRow, decode_row, encode_row
+from memosd.kernel.tokenorder import Entry, TokenOrder, as_pieces
 
 __all__ = ["Match", "Prefixes"]
 
 _log = structlog.get_logger("memosd.kernel")
-_TOKEN_BYTES: Final = 4
 _LOOK_MAX: Final = 1024
-"""Neighbours looked at for one that the caller may see; beyond it a shorter prefix is found, or
-none, where another user's cubes crowd a namespace."""
+"""Neighbours looked at, over all namespaces, for one that the caller may see; beyond it a shorter
+prefix is found, or none, where another user's cubes crowd a namespace."""
+_LOOK_MIN: Final = 16
+"""In each namespace, however many there are."""
 
 
-class _Entry:
-    """One payload's tokens, all of them, and where they are filed."""
+class _Lame(NamedTuple):
+    """A payload that is kept apart, as far as its row can be read."""
 
-    __slots__ = ("base", "cube_id", "model", "space", "start", "tokens")
-
-    def __init__(self, row: PrefixRow, tokens: bytes, space: int) -> None:
-        self.cube_id, self.model, self.base = row.cube_id, row.model, row.base
-        self.start = row.start
-        self.tokens = tokens
-        self.space = space
+    cube_id: bytes
+    base: PayloadKey
 
 
 class Match(NamedTuple):
     """The payload that shares most tokens with a prompt."""
 
     key: PayloadKey
-    cube_id: bytes
     tokens: int
     """Shared from position 0 on."""
 
@@ -60,8 +55,9 @@ class Prefixes:
         self._ledger = ledger
         self._store = store
         self._table = table
-        self._entries: dict[PayloadKey, _Entry] = {}
-        self._order: dict[tuple[int, bytes], list[tuple[bytes, PayloadKey]]] = {}
+        self._entries: dict[PayloadKey, Entry] = {}
+        self._lame: dict[PayloadKey, _Lame] = {}
+        self._orders: dict[tuple[int, bytes], TokenOrder] = {}
         self._dependents: dict[PayloadKey, set[PayloadKey]] = {}
         self._reload()
         ledger.on_rollback.append(lambda _error: self._reload())
@@ -75,74 +71,124 @@ class Prefixes:
         """File a payload about to be committed; it was checked, its base included."""
         row = PrefixRow(cube_id, prefix.model, prefix.start, prefix.tokens, prefix.base)
         self._ledger.put("prefixes", key, encode_row(key, row))
+        if row.base:
+            self._dependents.setdefault(row.base, set()).add(key)
         self._file(key, row, space)
 
     def drop(self, key: PayloadKey) -> set[PayloadKey]:
-        """Forget a payload; returns those that stand on it and must go as well."""
-        entry = self._entries.pop(key, None)
-        if entry is None:
+        """Forget a payload; returns those that stand on it, directly or not, and must go as well.
+
+        They are found and mapped no more, even where their rows are damaged and stay.
+        """
+        entry = self._entries.get(key)
+        known = entry if entry is not None else self._lame.get(key)
+        if known is None:
             return set()
+        fallen = self._fallen_with(key)
+        self._set_apart(fallen)
+        fallen.discard(key)
+        del self._lame[key]
         self._ledger.delete("prefixes", key)
-        self._unfile(key, entry)
-        self._dependents.get(entry.base, set()).discard(key)
-        return self._dependents.pop(key, set())
+        self._dependents.get(known.base, set()).discard(key)
+        return fallen
+
+    def _fallen_with(self, key: PayloadKey) -> set[PayloadKey]:
+        """A payload and all that stands on it, which from now on stands on nothing."""
+        fallen, waiting = {key}, [key]
+        while waiting:
+            above = self._dependents.pop(waiting.pop(), set())
+            fallen |= above
+            waiting += above
+        return fallen
+
+    def _set_apart(self, keys: set[PayloadKey]) -> None:
+        going: dict[tuple[int, bytes], list[Entry]] = {}
+        for key in keys:
+            entry = self._entries.pop(key, None)
+            if entry is not None:
+                going.setdefault((entry.space, entry.model), []).append(entry)
+                self._lame[key] = _Lame(entry.cube_id, entry.base)
+        for entries in going.values():
+            self._unfile(entries)
 
     def move(self, key: PayloadKey, space: int) -> None:
         """Its cube went to another namespace."""
         entry = self._entries.get(key)
         if entry is not None and entry.space != space:
-            self._unfile(key, entry)
+            self._unfile([entry])
             entry.space = space
-            insort(self._order.setdefault((space, entry.model), []), (entry.tokens, key))
+            self._order_of(entry).add(entry)
 
     def _file(self, key: PayloadKey, row: PrefixRow, space: int) -> None:
         # By whoever made sure that the base is there.
-        before = self._entries[row.base].tokens[: row.start * _TOKEN_BYTES] if row.base else b""
-        entry = self._entries[key] = _Entry(row, before + row.tokens, space)
-        insort(self._order.setdefault((space, row.model), []), (entry.tokens, key))
-        if row.base:
-            self._dependents.setdefault(row.base, set()).add(key)
+        entry = self._entries[key] = Entry(key, row.cube_id, row.model, space)
+        entry.stand_on(self._entries[row.base] if row.base else None, row.start, row.tokens)
+        self._order_of(entry).add(entry)
 
-    def _unfile(self, key: PayloadKey, entry: _Entry) -> None:
-        order = self._order[entry.space, entry.model]
-        del order[bisect_left(order, (entry.tokens, key))]
+    def _unfile(self, entries: list[Entry]) -> None:
+        """Take entries of one order out of it."""
+        order = self._order_of(entries[0])
+        order.remove(entries)
         if not order:
-            del self._order[entry.space, entry.model]
+            del self._orders[entries[0].space, entries[0].model]
+
+    def _order_of(self, entry: Entry) -> TokenOrder:
+        return self._orders.setdefault((entry.space, entry.model), TokenOrder())
 
     # -- look-ups ------------------------------------------------------------------------------
 
     def cube_of(self, key: PayloadKey) -> bytes | None:
-        """The cube whose payload this is, where it is filed here."""
-        entry = self._entries.get(key)
-        return entry.cube_id if entry is not None else None
+        """The cube whose payload this is, as far as that is known."""
+        known = self._entries.get(key) or self._lame.get(key)
+        return known.cube_id if known is not None else None
 
-    def tokens_of(self, key: PayloadKey) -> bytes:
-        """All token ids, those of the base included. Errors: ECORRUPT (its row is damaged)."""
+    def tokens_of(self, key: PayloadKey) -> int:
+        """How many tokens, those of the base included. Errors: ECORRUPT."""
         return self._entry(key).tokens
 
-    def chain(self, key: PayloadKey) -> Iterator[PayloadKey]:
-        """What a payload stands on, nearest first. Errors: ECORRUPT."""
+    def bases(self, key: PayloadKey) -> list[Cube]:
+        """What a payload stands on, nearest first.
+
+        Errors: ECORRUPT (a part is missing, damaged or quarantined), ENOENT (one has expired).
+        """
+        found = []
         while key := self._entry(key).base:
-            yield key
+            found.append(self.version_of(key))
+        return found
 
     def check_base(self, key: PayloadKey) -> None:
-        """May another payload stand on this one? Errors: EINVAL, ECORRUPT."""
-        if sum(1 for _ in self.chain(key)) + 2 > KV_CHAIN_MAX:
+        """May another payload stand on this one? Errors: EINVAL, and those of `bases`."""
+        self.version_of(key)
+        if len(self.bases(key)) + 2 > KV_CHAIN_MAX:
             raise MemError(
                 Errno.EINVAL, f"a cube is made of at most {KV_CHAIN_MAX} parts; store it whole"
             )
 
+    def verify(self, key: PayloadKey) -> None:
+        """Is a payload's row whole, and is all there that it stands on? Errors: ECORRUPT."""
+        value = self._ledger.get("prefixes", key)
+        if value is not None:
+            decode_row(PrefixRow, "prefixes", key, value)
+        try:
+            self.bases(key)
+        except MemError as error:
+            if error.errno is not Errno.ENOENT:
+                raise
+
     def version_of(self, key: PayloadKey) -> Cube:
-        """A cube and its newest version that shows this payload. Errors: ECORRUPT."""
+        """A cube and its newest version that shows this payload. Errors: as `bases`."""
         cube_id = self._entry(key).cube_id
         row = self._table.cube_row(cube_id)
-        if row is not None:
-            version = _showing(key, row.current, self._table.older_versions(cube_id))
-            if version is not None:
-                return Cube(cube_id, row, version)
-        raise MemError(Errno.ECORRUPT, "a part of the cube is missing", payload=key.hex())
+        version = None
+        if row is not None and key not in self._table.quarantined:
+            version = _showing(key, row.current, self._table, cube_id)
+        if row is None or version is None:
+            raise MemError(Errno.ECORRUPT, "a part of the cube is damaged", payload=key.hex())
+        if self._table.is_expired(row):
+            raise MemError(Errno.ENOENT, "a part of the cube has expired", payload=key.hex())
+        return Cube(cube_id, row, version)
 
-    def _entry(self, key: PayloadKey) -> _Entry:
+    def _entry(self, key: PayloadKey) -> Entry:
         entry = self._entries.get(key)
         if entry is None:
             raise MemError(
@@ -161,53 +207,55 @@ class Prefixes:
 
         `spaces`: the namespaces to look in.
         """
+        orders = [self._orders[space, model] for space in spaces if (space, model) in self._orders]
+        looks = max(_LOOK_MIN, _LOOK_MAX // max(1, len(orders)))
+        wanted = as_pieces(tokens)
         best: Match | None = None
-        for space in spaces:
-            order = self._order.get((space, model))
-            if order is not None:
-                best = self._better(order, tokens, best, may_show) or best
+        for order in orders:
+            for shared, entry in order.nearest(wanted, looks):
+                if best is not None and shared <= best.tokens:
+                    break
+                if may_show(entry.cube_id) and self._is_whole(entry.key):
+                    best = Match(entry.key, shared)
+                    break
         return self._lowest(best, may_show) if best is not None else None
 
-    def _better(
-        self,
-        order: list[tuple[bytes, PayloadKey]],
-        tokens: bytes,
-        best: Match | None,
-        may_show: Callable[[bytes], bool],
-    ) -> Match | None:
-        """What shares more tokens than `best`, in one namespace."""
-        least = best.tokens if best is not None else 0
-        for shared, key in _neighbours(order, tokens):
-            if shared <= least:
-                return None
-            cube_id = self._entries[key].cube_id
-            if may_show(cube_id):
-                return Match(key, cube_id, shared)
-        return None
+    def _is_whole(self, key: PayloadKey) -> bool:
+        try:
+            self.version_of(key)
+            self.bases(key)
+        except MemError:
+            return False
+        return True
 
     def _lowest(self, match: Match, may_show: Callable[[bytes], bool]) -> Match:
         """The same tokens from as few parts as hold them."""
         entry = self._entries[match.key]
         while entry.base and match.tokens <= entry.start:
-            cube_id = self._entries[entry.base].cube_id
-            if not may_show(cube_id):
+            base = self._entries[entry.base]
+            if not may_show(base.cube_id):
                 break
-            match = Match(entry.base, cube_id, match.tokens)
-            entry = self._entries[match.key]
-        return match
+            entry = base
+        return Match(entry.key, match.tokens)
 
     # -- boot ----------------------------------------------------------------------------------
 
     def _reload(self) -> None:
-        self._entries, self._order, self._dependents = {}, {}, {}
+        self._entries, self._lame, self._orders, self._dependents = {}, {}, {}, {}
         rows: dict[PayloadKey, PrefixRow] = {}
         for key, value in self._store.scan("prefixes", b""):
             try:
-                rows[key] = decode_row(PrefixRow, "prefixes", key, value)
+                row = rows[key] = decode_row(PrefixRow, "prefixes", key, value)
             except MemError as error:
                 _log.warning("a prefix cannot be found", payload=key.hex(), error=str(error))
-        for key in rows:
+                self._lame[key] = _Lame(b"", b"")
+                continue
+            if row.base:
+                self._dependents.setdefault(row.base, set()).add(key)
+        for key, row in rows.items():
             self._restore(key, rows)
+            if key not in self._entries:
+                self._lame[key] = _Lame(row.cube_id, row.base)
 
     def _restore(self, key: PayloadKey, rows: dict[PayloadKey, PrefixRow]) -> None:
         """File one row after those it stands on. What lacks its base is left out."""
@@ -231,46 +279,11 @@ class Prefixes:
         return cube.row.namespace if cube is not None else None
 
 
-def _showing(key: PayloadKey, current: VersionRow, older: list[VersionRow]) -> VersionRow | None:
-    versions = [current, *reversed(older)]
-    return next((version for version in versions if version.payload_id == key), None)
-
-
-def _neighbours(
-    order: list[tuple[bytes, PayloadKey]], tokens: bytes
-) -> Iterator[tuple[int, PayloadKey]]:
-    """(shared tokens, key) of the entries around where `tokens` would stand, most shared first."""
-    above = bisect_left(order, (tokens, b""))
-    below = above - 1
-    shared_above = _shared(order, above, tokens)
-    shared_below = _shared(order, below, tokens)
-    for _ in range(_LOOK_MAX):
-        if shared_above <= 0 and shared_below <= 0:
-            return
-        # At a tie the one above: it is a continuation of the prompt, or as long as it.
-        if shared_above >= shared_below:
-            yield shared_above, order[above][1]
-            above += 1
-            shared_above = _shared(order, above, tokens)
-        else:
-            yield shared_below, order[below][1]
-            below -= 1
-            shared_below = _shared(order, below, tokens)
-
-
-def _shared(order: list[tuple[bytes, PayloadKey]], at: int, tokens: bytes) -> int:
-    """How many tokens an entry shares with the prompt; 0 beyond either end."""
-    if not 0 <= at < len(order):
-        return 0
-    other = order[at][0]
-    low, high = 0, min(len(other), len(tokens)) // _TOKEN_BYTES
-    if other[: high * _TOKEN_BYTES] == tokens[: high * _TOKEN_BYTES]:
-        return high
-    while low + 1 < high:  # equal up to `low`, different within `high`
-        middle = (low + high) // 2
-        piece = slice(low * _TOKEN_BYTES, middle * _TOKEN_BYTES)
-        if other[piece] == tokens[piece]:
-            low = middle
-        else:
-            high = middle
-    return low
+def _showing(
+    key: PayloadKey, current: VersionRow, table: PageTable, cube_id: bytes
+) -> VersionRow | None:
+    """The newest version with a payload. Errors: ECORRUPT."""
+    if current.payload_id == key:
+        return current
+    older = reversed(table.older_versions(cube_id))
+    return next((version for version in older if version.payload_id == key), None)

@@ -60,8 +60,7 @@ class Removal:
             reply = self._unlink_version(who, cube, space)
         else:
             reply = self._remove(cube.id, cube.row, EventKind.UNLINK, who.uid)
-        self.follow()
-        return reply
+        return msgspec.structs.replace(reply, dependents=self.follow())
 
     def _unlink_version(self, who: Identity, cube: Cube, space: Namespace) -> UnlinkReply:
         if cube.is_current:
@@ -114,19 +113,22 @@ class Removal:
         ledger = self._table.ledger
         ledger.when_durable(ledger.pending_barrier(), free)
 
-    def follow(self) -> None:
+    def follow(self) -> int:
         """Remove what stood on payloads that went: it holds a part only, and what was deleted
-        must not live on in its extensions."""
+        must not live on in its extensions. Returns how many cubes that concerned."""
+        concerned: set[bytes] = set()
         while self._fallen:
             key = self._fallen.pop()
             cube_id = self._prefixes.cube_of(key)
             if cube_id is None:
-                continue
+                continue  # it went already, with its cube
+            concerned.add(cube_id)
             try:
                 self._lose(key, cube_id, "what it stands on was removed")
             except MemError as error:
-                # Its rows are damaged: it can be neither read nor mapped, and fsck reports it.
+                # Its rows are damaged and stay. It is not mapped any more; fsck reports it.
                 self._heat.decide(cube_id, "stands on nothing", str(error))
+        return len(concerned)
 
     def free_payload(self, key: PayloadKey, *, is_inline: bool) -> None:
         """Free the bytes of a payload that no durable row names."""
@@ -165,7 +167,10 @@ class Removal:
 
         Errors: ECORRUPT: its cube's rows are damaged; then nothing changed.
         """
-        self._lose(key, self._table.volatile[key], reason)
+        cube_id = self._table.volatile.get(key)
+        if cube_id is None:
+            return  # it went with what it stood on, which was lost before
+        self._lose(key, cube_id, reason)
         self.follow()
 
     def _lose(self, key: PayloadKey, cube_id: bytes, reason: str) -> None:
@@ -202,7 +207,9 @@ class Removal:
         self._cubes.check_version(cube, request.expected_version, request.name)
         target = self._namespaces.find(namespace_of(new_name))
         target.require(who, WRITE | EXECUTE)
-        self._require_free(new_name)
+        if self._require_free(new_name):
+            # What gave way may have taken the cube with it.
+            cube, space = self._cubes.open(who, request.name, WRITE)
         if target is not space:
             self._change_space(cube, space, target)
         row = msgspec.structs.replace(cube.row, name=new_name, namespace=target.id)
@@ -214,15 +221,16 @@ class Removal:
         )
         return RenameReply(version=row.current.version)
 
-    def _require_free(self, name: str) -> None:
-        """Errors: EEXIST. An expired cube that is not swept yet gives way."""
+    def _require_free(self, name: str) -> bool:
+        """Errors: EEXIST. An expired cube that is not swept yet gives way: then it is True."""
         cube_id = self._table.find_id(name)
         row = self._table.cube_row(cube_id) if cube_id is not None else None
         if cube_id is None:
-            return
+            return False
         if row is None or not self._table.is_expired(row):
             raise MemError(Errno.EEXIST, "the new name is taken", cube=name)
         self.remove_expired(cube_id, row)
+        return True
 
     def _change_space(self, cube: Cube, space: Namespace, target: Namespace) -> None:
         versions = [*self._table.older_versions(cube.id), cube.row.current]

@@ -7,6 +7,7 @@ session ends, and the other way round. Nothing here blocks: a client that does n
 EAGAIN on its own call.
 """
 
+import errno
 import os
 import select
 import socket
@@ -123,7 +124,9 @@ class FdRoad:
             socket.send_fds(connection, [encode(tag)], fds)
         except BlockingIOError:
             raise MemError(Errno.EAGAIN, "the client does not read its fd socket") from None
-        except OSError:
+        except OSError as error:
+            if error.errno == errno.ETOOMANYREFS:
+                raise MemError(Errno.EAGAIN, "too many descriptors are on their way") from None
             raise MemError(Errno.ECANCELED, "the client is gone") from None
 
     def _drop(self, session: Session, kernel: Kernel) -> None:

@@ -8,7 +8,7 @@ dtype, same layers, no token between them.
 from typing import Any, Final
 
 from libmem.abi.errors import Errno, MemError
-from libmem.abi.kv import KV_ATTRIBUTE, kv_header, layout_of
+from libmem.abi.kv import KV_ATTRIBUTE, fingerprint, kv_header, layout_of
 from libmem.abi.prefix import Base, Prefix
 from libmem.abi.structs import CubeType, Descriptive, Durability
 
@@ -71,7 +71,7 @@ class ActivationDriver:
         header = kv_header(attributes)
         stored_bytes = (header.tokens - header.start) * _TOKEN_BYTES
         tokens = bytes(memoryview(payload)[:stored_bytes])
-        model = bytes.fromhex(header.model)
+        model = fingerprint(header.model)
         if base is None:
             return Prefix(model, header.start, tokens)
         under = kv_header(base.attributes)

@@ -1,6 +1,7 @@
 """Handlers about where payloads are: mapping, pinning, hints, eviction, migration, explanation."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from libmem.abi import calls as c
 from libmem.abi.errors import Errno, MemError
@@ -33,8 +34,11 @@ class _Held(NamedTuple):
     handle: int
 
 
-async def _held(context: Context, name: str, kind: str, *, is_whole: bool) -> _Held:
-    """Fault a cube in and hold it. `is_whole`: with what it stands on."""
+async def _held(
+    context: Context, name: str, kind: str, check: Callable[[Cube], None], *, is_whole: bool
+) -> _Held:
+    """Fault a cube in and hold it. `check`: may it be handed out? `is_whole`: with what it
+    stands on."""
     kernel = context.kernel
     kernel.sessions.check_room(context.session, kind)
     parts: list[tuple[Cube, Resident]] = []
@@ -46,15 +50,15 @@ async def _held(context: Context, name: str, kind: str, *, is_whole: bool) -> _H
     try:
         while True:
             cube, _ = kernel.cubes.open(context.who, name)
+            check(cube)
             await _hold(context, cube, kind, parts)
             if is_whole and cube.row.type is CubeType.ACTIVATION:
-                for key in list(kernel.parts.prefixes.chain(cube.key)):
-                    await _hold(context, kernel.parts.prefixes.version_of(key), kind, parts)
+                await _hold_bases(context, cube, kind, parts)
             # The faults may have waited: what is handed out is what the name means by now.
             if kernel.cubes.open(context.who, name)[0].key == cube.key:
                 break
             release()
-    except MemError:
+    except BaseException:
         release()
         raise
     held = list(parts)
@@ -72,13 +76,28 @@ async def _hold(
     parts.append((cube, resident))
 
 
+async def _hold_bases(
+    context: Context, cube: Cube, kind: str, parts: list[tuple[Cube, Resident]]
+) -> None:
+    """What a cube stands on. Errors: as a fault, without the names of cubes that the caller may
+    not be allowed to see."""
+    try:
+        for base in context.kernel.parts.prefixes.bases(cube.key):
+            await _hold(context, base, kind, parts)
+    except MemError as error:
+        detail = {**error.detail, "cube": cube.row.name, "version": cube.version.version}
+        raise MemError(error.errno, f"a part of it: {error.message}", **detail) from None
+
+
 async def sys_mmap_cube(context: Context, request: c.MmapCube) -> c.MapReply:
     kernel = context.kernel
-    cube, _ = kernel.cubes.open(context.who, request.name)
-    if cube.version.size_bytes == 0:
-        raise MemError(Errno.EINVAL, "an empty payload cannot be mapped", cube=request.name)
-    _check_model(context, cube, request.model)
-    held = await _held(context, request.name, "map", is_whole=request.is_whole)
+
+    def check(cube: Cube) -> None:
+        if cube.version.size_bytes == 0:
+            raise MemError(Errno.EINVAL, "an empty payload cannot be mapped", cube=request.name)
+        _check_model(context, cube, request.model)
+
+    held = await _held(context, request.name, "map", check, is_whole=request.is_whole)
     cube = held.cube
     kernel.send_fds(context.session, held.handle, [part.frame.fd for _, part in held.parts])
     kernel.parts.heat.count_map(cube.id)
@@ -91,11 +110,17 @@ async def sys_mmap_cube(context: Context, request: c.MmapCube) -> c.MapReply:
         attributes=cube.version.attributes,
         bases=tuple(
             c.MapPart(
-                base.id, base.version.version, base.version.size_bytes, base.version.attributes
+                base.id, base.version.version, base.version.size_bytes, _described(context, base)
             )
             for base, _ in held.parts[1:]
         ),
     )
+
+
+def _described(context: Context, base: Cube) -> dict[str, Any]:
+    """What its payload is. Other attributes are for those who may read that cube."""
+    fixed = context.kernel.parts.drivers[base.row.type].fixed_attributes
+    return {name: it for name, it in base.version.attributes.items() if name in fixed}
 
 
 def _check_model(context: Context, cube: Cube, model: str) -> None:
@@ -110,13 +135,17 @@ def _check_model(context: Context, cube: Cube, model: str) -> None:
         raise MemError(Errno.EMODEL, "computed by another model", cube=cube.row.name, model=made_by)
 
 
+def _check_nothing(_cube: Cube) -> None:
+    """Whatever it is may be pinned."""
+
+
 def sys_munmap_cube(context: Context, request: c.MunmapCube) -> c.Done:
     context.session.take(request.handle, "map").release()
     return c.Done()
 
 
 async def sys_pin_cube(context: Context, request: c.PinCube) -> c.PinReply:
-    held = await _held(context, request.name, "pin", is_whole=True)
+    held = await _held(context, request.name, "pin", _check_nothing, is_whole=True)
     return c.PinReply(handle=held.handle)
 
 

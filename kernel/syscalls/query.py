@@ -9,6 +9,7 @@ import msgspec
 from libmem.abi import calls as c
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.index import IndexHit
+from libmem.abi.kv import fingerprint
 from libmem.abi.limits import HITS_MAX, QUERY_MAX_CHARS
 from libmem.abi.names import NameRef, namespace_of, parse_subtree
 from libmem.abi.structs import Finding, Hit
@@ -88,10 +89,7 @@ def _live_row(context: Context, cube_id: bytes) -> CubeRow | None:
 def sys_find_prefix(context: Context, request: c.FindPrefix) -> c.PrefixReply:
     kernel = context.kernel
     under = parse_subtree(request.under)
-    try:
-        model = bytes.fromhex(request.model)
-    except ValueError:
-        raise MemError(Errno.EINVAL, "a model fingerprint is 64 hexadecimal digits") from None
+    model = fingerprint(request.model)
     if len(request.tokens) % 4:
         raise MemError(Errno.EINVAL, "token ids are 4 bytes each")
 
@@ -107,7 +105,7 @@ def sys_find_prefix(context: Context, request: c.FindPrefix) -> c.PrefixReply:
     return c.PrefixReply(
         name=f"{cube.row.name}@v{cube.version.version}",
         tokens=match.tokens,
-        cube_tokens=len(prefixes.tokens_of(match.key)) // 4,
+        cube_tokens=prefixes.tokens_of(match.key),
     )
 
 
@@ -189,6 +187,9 @@ async def _payload_problem(context: Context, cube: Cube) -> MemError | None:
     try:
         if cube.key in parts.table.quarantined:
             return MemError(Errno.ECORRUPT, "quarantined")
+        driver = parts.drivers.get(cube.row.type)
+        if driver is not None and driver.prefixes is not None:
+            parts.prefixes.verify(cube.key)
         if version.is_inline and version.size_bytes:
             parts.table.payload(version)
         elif version.size_bytes and cube.key not in parts.table.volatile:

@@ -35,6 +35,7 @@ __all__ = [
     "KvLayers",
     "Layout",
     "Plane",
+    "fingerprint",
     "kv_header",
     "layout_of",
     "pack_tokens",
@@ -131,9 +132,15 @@ def kv_header(attributes: dict[str, Any]) -> KvHeader:
     return header
 
 
+def fingerprint(model: str) -> bytes:
+    """A model's fingerprint as 32 bytes. Errors: EINVAL."""
+    if len(model) != _FINGERPRINT_CHARS or set(model) - set("0123456789abcdef"):
+        raise MemError(Errno.EINVAL, "a model fingerprint is 64 hexadecimal digits, in lower case")
+    return bytes.fromhex(model)
+
+
 def _check(header: KvHeader) -> None:
-    if len(header.model) != _FINGERPRINT_CHARS or set(header.model) - set("0123456789abcdef"):
-        raise MemError(Errno.EINVAL, "a model fingerprint is 64 hexadecimal digits")
+    fingerprint(header.model)
     if not header.layers or len(header.layers) > _LAYERS_MAX:
         raise MemError(Errno.EINVAL, f"a KV cache has 1 to {_LAYERS_MAX} runs of layers")
     for run in header.layers:
@@ -163,7 +170,7 @@ def _grain_tokens(item_bytes: int, dims: frozenset[int]) -> int:
     return math.lcm(*(KV_PAGE_BYTES // math.gcd(KV_PAGE_BYTES, row) for row in rows))
 
 
-@lru_cache
+@lru_cache(maxsize=16)  # few: the largest header that passes takes half a megabyte
 def layout_of(header: KvHeader) -> Layout:
     """Where the parts of this payload lie. Its size must be exactly `size_bytes`."""
     grain = _grain_tokens(header.dtype.item_bytes, _dims(header))
@@ -192,7 +199,8 @@ def planes_of(header: KvHeader) -> Iterator[Plane]:
 def pack_tokens(token_ids: Iterable[int]) -> bytes:
     """Token ids as they are stored and sent: u32, little endian. Errors: EINVAL."""
     try:
-        tokens = array("I", token_ids)
+        # An iterator, or array() would take bytes for what is packed already.
+        tokens = array("I", iter(token_ids))
     except (OverflowError, TypeError) as error:
         raise MemError(Errno.EINVAL, f"not token ids: {error}") from None
     return _little_endian(tokens).tobytes()

@@ -23,5 +23,3 @@ class Base(NamedTuple):
 
     key: bytes
     attributes: dict[str, Any]
-    tokens: bytes
-    """All of them, from position 0 on, packed as in `Prefix`."""

@@ -219,7 +219,8 @@ class EventKind(StrEnum):
     """An old version was removed; the cube stays."""
     EXPIRE = "expire"
     LOSE = "lose"
-    """A cache payload was given up before it was on disk; older versions stay."""
+    """A cache payload was given up before it was on disk, or went with what it stood on; older
+    versions stay."""
     QUARANTINE = "quarantine"
     NAMESPACE = "namespace"
 

@@ -114,6 +114,9 @@ class RenameCube(Call[RenameReply], frozen=True):
 class UnlinkReply(Value, frozen=True):
     freed_bytes: int
     versions: int
+    dependents: int = 0
+    """Other cubes that stood on what went, directly or not: they went too, or their versions that
+    did so. Their bytes are not in `freed_bytes`."""
 
 
 class UnlinkCube(Call[UnlinkReply], frozen=True):
