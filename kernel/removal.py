@@ -7,7 +7,7 @@ as it was. Kernel thread only.
 
 from contextlib import suppress
 from itertools import islice
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -28,6 +28,15 @@ __all__ = ["Removal"]
 
 _EXPIRY_STRETCH: Final = 256
 """Rows the sweep looks at before others have their turn."""
+
+
+class _Found(NamedTuple):
+    """A cube about to lose versions, or all of them."""
+
+    cube_id: bytes
+    row: CubeRow
+    older: list[VersionRow]
+    space: Namespace
 
 
 class Removal:
@@ -59,7 +68,7 @@ class Removal:
         if ref.version:
             reply = self._unlink_version(who, cube, space)
         else:
-            reply = self._remove(cube.id, cube.row, EventKind.UNLINK, who.uid)
+            reply = self._remove(self._found(cube.id, cube.row), EventKind.UNLINK, who.uid)
         return msgspec.structs.replace(reply, dependents=self.follow())
 
     def _unlink_version(self, who: Identity, cube: Cube, space: Namespace) -> UnlinkReply:
@@ -74,9 +83,13 @@ class Removal:
         self._table.log.note(EventKind.PRUNE, cube.id, cube.row, actor_uid=who.uid)
         return UnlinkReply(freed_bytes=freed, versions=1)
 
-    def _remove(self, cube_id: bytes, row: CubeRow, kind: EventKind, actor_uid: int) -> UnlinkReply:
+    def _found(self, cube_id: bytes, row: CubeRow) -> _Found:
+        """Errors: ECORRUPT."""
         space = self._namespaces.by_id(row.namespace)
-        older = self._table.older_versions(cube_id)
+        return _Found(cube_id, row, self._table.older_versions(cube_id), space)
+
+    def _remove(self, found: _Found, kind: EventKind, actor_uid: int) -> UnlinkReply:
+        cube_id, row, older, space = found
         freed = self._drop_versions([*older, row.current], [], space)
         for version in older:
             self._table.drop_history(cube_id, version.version)
@@ -116,19 +129,26 @@ class Removal:
     def follow(self) -> int:
         """Remove what stood on payloads that went: it holds a part only, and what was deleted
         must not live on in its extensions. Returns how many cubes that concerned."""
-        concerned: set[bytes] = set()
-        while self._fallen:
-            key = self._fallen.pop()
+        fallen: dict[bytes, set[PayloadKey]] = {}
+        for key in self._fallen:
             cube_id = self._prefixes.cube_of(key)
-            if cube_id is None:
-                continue  # it went already, with its cube
-            concerned.add(cube_id)
-            try:
-                self._lose(key, cube_id, "what it stands on was removed")
-            except MemError as error:
-                # Its rows are damaged and stay. It is not mapped any more; fsck reports it.
-                self._heat.decide(cube_id, "stands on nothing", str(error))
-        return len(concerned)
+            if cube_id is not None:  # else it went already, with its cube
+                fallen.setdefault(cube_id, set()).add(key)
+        self._fallen.clear()
+        # All are read before one is changed: a scan passes by all changes not committed yet.
+        for found in [self._damaged_or_found(cube_id) for cube_id in fallen]:
+            if found is not None:
+                self._lose(found, fallen[found.cube_id], "what it stands on was removed")
+        return len(fallen)
+
+    def _damaged_or_found(self, cube_id: bytes) -> _Found | None:
+        try:
+            row = self._table.cube_row(cube_id)
+            return self._found(cube_id, row) if row is not None else None
+        except MemError as error:
+            # Its rows stay, but are mapped no more; fsck reports them.
+            self._heat.decide(cube_id, "stands on nothing", str(error))
+            return None
 
     def free_payload(self, key: PayloadKey, *, is_inline: bool) -> None:
         """Free the bytes of a payload that no durable row names."""
@@ -159,7 +179,7 @@ class Removal:
 
     def remove_expired(self, cube_id: bytes, row: CubeRow) -> None:
         """Remove a cube whose time is over. Errors: ECORRUPT; then nothing changed."""
-        self._remove(cube_id, row, EventKind.EXPIRE, actor_uid=0)
+        self._remove(self._found(cube_id, row), EventKind.EXPIRE, actor_uid=0)
         self.follow()
 
     def lose(self, key: PayloadKey, reason: str) -> None:
@@ -170,25 +190,25 @@ class Removal:
         cube_id = self._table.volatile.get(key)
         if cube_id is None:
             return  # it went with what it stood on, which was lost before
-        self._lose(key, cube_id, reason)
-        self.follow()
-
-    def _lose(self, key: PayloadKey, cube_id: bytes, reason: str) -> None:
         row = self._table.cube_row(cube_id)
         if row is None:
             self._table.set_settled(key)
             return
-        space = self._namespaces.by_id(row.namespace)
-        older = self._table.older_versions(cube_id)
+        self._lose(self._found(cube_id, row), {key}, reason)
+        self.follow()
+
+    def _lose(self, found: _Found, keys: set[PayloadKey], reason: str) -> None:
+        """Remove the versions that show these payloads, and the cube where none is left."""
+        cube_id, row, older, space = found
         self._heat.decide(cube_id, "lost", reason)
-        left = [version for version in older if version.payload_id != key]
-        if not left and row.current.payload_id == key:
-            self._remove(cube_id, row, EventKind.LOSE, actor_uid=0)
+        left = [version for version in older if version.payload_id not in keys]
+        if not left and row.current.payload_id in keys:
+            self._remove(found, EventKind.LOSE, actor_uid=0)
             return
-        doomed = [version for version in older if version.payload_id == key]
+        doomed = [version for version in older if version.payload_id in keys]
         for version in doomed:
             self._table.drop_history(cube_id, version.version)
-        if row.current.payload_id == key:
+        if row.current.payload_id in keys:
             # The newest version that is left becomes the current one; its number was never reused.
             doomed.append(row.current)
             row.current = left[-1]
