@@ -7,15 +7,17 @@ kernel's own sums are what is checked.
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 
-from libmem.abi.structs import Descriptive
+from libmem.abi.kv import KvHeader
+from libmem.abi.structs import CubeType, Descriptive
 from memosd.drivers.tiers.ram import RamFrame, RamTier
 from memosd.kernel.fills import Fill
 from memosd.kernel.kernel import Kernel
 from memosd.kernel.ports import Tier
-from memosd.kernel.rows import CubeRow, VersionRow, decode_row, unseal_value
+from memosd.kernel.rows import CubeRow, PrefixRow, VersionRow, decode_row, unseal_value
 
 __all__ = ["ROW_BYTES", "CountedRam", "check_always", "check_at_rest", "cubes_of", "usage_of"]
 
@@ -79,6 +81,7 @@ def check_at_rest(kernel: Kernel, ram: CountedRam, disk: Tier) -> None:
     _check_frames(kernel, ram)
     _check_spaces(kernel)
     _check_rows(kernel)
+    _check_prefixes(kernel)
     _check_page_files(kernel, disk)
 
 
@@ -176,6 +179,39 @@ def _check_rows(kernel: Kernel) -> None:
     assert table.quarantined <= inline | paged
     assert _keys(kernel, "volatile") == table.volatile.keys()
     assert table.volatile.keys() <= paged
+
+
+def _check_prefixes(kernel: Kernel) -> None:
+    """Every KV payload has its row, and what it stands on is there."""
+    parts = kernel.parts
+    owners = {
+        version.payload_id: (cube_id, KvHeader(**_kv_fields(version)))
+        for cube_id, row, versions in cubes_of(kernel)
+        if row.type is CubeType.ACTIVATION
+        for version in versions
+    }
+    rows = {
+        key: decode_row(PrefixRow, "prefixes", key, value)
+        for key, value in parts.table.ledger.scan("prefixes", b"")
+    }
+    assert rows.keys() == owners.keys(), "a row for each payload, and no other"
+    assert len(parts.prefixes) == len(rows), "each is filed"
+    for key, row in rows.items():
+        cube_id, header = owners[key]
+        assert row.cube_id == parts.prefixes.cube_of(key) == cube_id
+        assert (row.model.hex(), row.start) == (header.model, header.start)
+        assert row.start * 4 + len(row.tokens) == header.tokens * 4
+        assert parts.prefixes.tokens_of(key) == header.tokens
+        assert bool(row.base) == bool(row.start)
+        if row.base:
+            under = rows[row.base]
+            assert under.model == row.model
+            assert under.start + len(under.tokens) // 4 >= row.start
+
+
+def _kv_fields(version: VersionRow) -> dict[str, Any]:
+    fields: dict[str, Any] = version.attributes["kv"]
+    return fields
 
 
 def _check_page_files(kernel: Kernel, disk: Tier) -> None:

@@ -1,121 +1,201 @@
-"""Prefixes: found exactly, by whoever may read them, and gone with what they stand on."""
+"""Prefixes: found exactly, by whoever may read them, and by nobody else."""
 
 import random
-from collections.abc import Sequence
+from typing import Any
 
-import msgspec
 import pytest
 
 from libmem.abi import calls as c
 from libmem.abi.errors import Errno
-from libmem.abi.kv import KvDtype, KvHeader, KvLayers, layout_of, pack_tokens
-from libmem.abi.structs import CubeType, Durability, Governance
-from tests.kernel.world import Client, World
+from libmem.abi.kv import pack_tokens
+from libmem.abi.structs import Durability, Governance
+from tests.kernel.conftest import MakeWorld
+from tests.kernel.fakes import SECOND_NS
+from tests.kernel.kv import (
+    GRAIN,
+    MODEL,
+    OTHER_MODEL,
+    fields_of,
+    find,
+    kv,
+    part,
+    shared,
+    write,
+)
+from tests.kernel.world import KIB, Client, World
 
-MODEL = "ab" * 32
-LAYERS = (KvLayers(count=2, heads=1, key_dim=64, value_dim=64),)
-GRAIN = 16
-"""Rows of 64 float32 that fill a page."""
-
-
-def kv(tokens: Sequence[int], start: int = 0, model: str = MODEL) -> tuple[KvHeader, bytes]:
-    """A header and its payload, for the tokens behind `start`."""
-    header = KvHeader(model, KvDtype.FLOAT32, LAYERS, tokens=len(tokens), start=start)
-    packed = pack_tokens(tokens[start:])
-    return header, packed.ljust(layout_of(header).size_bytes, b"\x55")
-
-
-def write(
-    user: Client, name: str, tokens: Sequence[int], start: int = 0, **options: object
-) -> c.WriteReply:
-    header, payload = kv(tokens, start)
-    fields = {"type": CubeType.ACTIVATION, "attributes": {"kv": msgspec.to_builtins(header)}}
-    return user.call(c.WriteCube(name=name, payload=payload, **{**fields, **options}))  # type: ignore[arg-type]
+OPEN = Governance(mode=0o644)
+CLOSED = Governance(mode=0o600)
 
 
-def find(user: Client, tokens: Sequence[int], under: str = "/") -> tuple[str, int]:
-    reply = user.call(c.FindPrefix(model=MODEL, tokens=pack_tokens(tokens), under=under))
-    return reply.name, reply.tokens
+@pytest.fixture
+def world(make_world: MakeWorld) -> World:
+    """Room for what these tests write."""
+    return make_world(disk_budget_bytes=64 << 20, ram_budget_bytes=4096 * KIB)
+
+
+@pytest.fixture
+def other(world: World, user: Client) -> Client:
+    """Somebody else, who may enter `/open` but not `/n`."""
+    user.make("/open", mode=0o777)
+    return world.client(uid=user.identity.uid + 1)
 
 
 def test_the_longest_shared_prefix_is_found_to_the_token(user: Client) -> None:
     write(user, "/n/a", [1, 2, 3, 4])
     write(user, "/n/b", [1, 2, 9, 9, 9])
     write(user, "/n/c", [7])
-    assert find(user, [1, 2, 3, 5, 6]) == ("/n/a@v1", 3)
-    assert find(user, [1, 2, 9]) == ("/n/b@v1", 3)
-    assert find(user, [7, 8]) == ("/n/c@v1", 1)
+    assert find(user, [1, 2, 3, 5, 6]) == ("/n/a", 3)
+    assert find(user, [1, 2, 9]) == ("/n/b", 3)
+    assert find(user, [7, 8]) == ("/n/c", 1)
     assert find(user, [8]) == ("", 0)
     assert find(user, []) == ("", 0)
+    reply = user.call(c.FindPrefix(model=MODEL, tokens=pack_tokens([1, 2, 9])))
+    assert reply == c.PrefixReply("/n/b@v1", 3, 5)
 
 
-def test_what_is_found_is_what_a_full_comparison_finds(user: Client) -> None:
-    rng = random.Random(1)
-    cubes = {f"/n/{i}": [rng.randrange(3) for _ in range(rng.randrange(1, 12))] for i in range(60)}
-    for name, tokens in cubes.items():
-        write(user, name, tokens)
-    for _ in range(200):
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_found_is_what_a_full_comparison_finds(
+    world: World, user: Client, seed: int
+) -> None:
+    rng = random.Random(seed)
+    user.make("/m")
+    cubes: dict[str, list[int]] = {}
+    for number in range(60):
+        name, tail = f"/{rng.choice('nm')}/{number}", rng.choices(range(3), k=rng.randrange(1, 12))
+        base = rng.choice(["", *cubes])
+        if base and len(cubes[base]) >= GRAIN:
+            have = len(cubes[base]) // GRAIN * GRAIN
+            cubes[name] = [*cubes[base][:have], *tail]
+            part(user, name, cubes[name], base)
+        else:
+            cubes[name] = tail
+            write(user, name, tail)
+    for name in rng.sample(sorted(cubes), 4):
+        user.start(c.UnlinkCube(name))  # one may have taken another with it
+    world.settle()
+    there = {stat.name for space in ("/n", "/m") for stat in _listed(user, space)}
+    assert len(there) < 57
+    cubes = {name: tokens for name, tokens in cubes.items() if name in there}
+    for _ in range(100):
         prompt = [rng.randrange(3) for _ in range(rng.randrange(0, 14))]
-        name, shared = find(user, prompt)
-        lengths = {cube: _shared(tokens, prompt) for cube, tokens in cubes.items()}
-        assert shared == max(lengths.values())
-        assert not shared or lengths[name.removesuffix("@v1")] == shared
+        name, count = find(user, prompt)
+        lengths = {cube: shared(tokens, prompt) for cube, tokens in cubes.items()}
+        assert count == max(lengths.values(), default=0)
+        assert not count or lengths[name] == count
 
 
-def _shared(a: Sequence[int], b: Sequence[int]) -> int:
-    pairs = zip(a, b, strict=False)
-    return next((at for at, (x, y) in enumerate(pairs) if x != y), min(len(a), len(b)))
+def _listed(user: Client, space: str) -> tuple[Any, ...]:
+    return user.call(c.Readdir(path=space, limit=1000)).entries
 
 
 def test_another_model_never_matches(user: Client) -> None:
     write(user, "/n/a", [1, 2])
-    reply = user.call(c.FindPrefix(model="cd" * 32, tokens=pack_tokens([1, 2])))
+    reply = user.call(c.FindPrefix(model=OTHER_MODEL, tokens=pack_tokens([1, 2])))
     assert reply == c.PrefixReply()
-    user.fails(c.MmapCube("/n/a", model="cd" * 32), Errno.EMODEL)
-    user.fails(c.FindPrefix(model="xy", tokens=b""), Errno.EINVAL)
-    user.fails(c.FindPrefix(model=MODEL, tokens=b"123"), Errno.EINVAL)
+    error = user.fails(c.MmapCube("/n/a", model=OTHER_MODEL), Errno.EMODEL)
+    assert error.detail["model"] == MODEL
+    assert user.stat("/n/a").maps == 0
 
 
-def test_nobody_finds_what_he_may_not_read(world: World, user: Client) -> None:
-    write(user, "/n/own", [1, 2, 3, 4], governance=Governance(mode=0o600))
-    write(user, "/n/all", [1, 2, 9], governance=Governance(mode=0o644))
-    other = world.client(uid=user.identity.uid + 1)
-    world.client(uid=0).call(c.StatNamespace("/n"))
-    assert find(user, [1, 2, 3, 4]) == ("/n/own@v1", 4)
-    assert find(other, [1, 2, 3, 4])[1] in (0, 2)
+@pytest.mark.parametrize(
+    ("model", "tokens"),
+    [("xy", b""), ("", b""), (MODEL.upper(), b""), ("ab " * 32, b""), (MODEL, b"123"),
+     ("ab" * (1 << 20), b""), ("\u0663" * 64, b"")],
+)  # fmt: skip
+def test_what_is_no_model_or_no_token_is_refused(user: Client, model: str, tokens: bytes) -> None:
+    user.fails(c.FindPrefix(model=model, tokens=tokens), Errno.EINVAL)
 
 
-def test_a_part_maps_with_what_it_stands_on_and_falls_with_it(world: World, user: Client) -> None:
-    tokens = list(range(3 * GRAIN))
-    root = write(user, "/n/root", tokens[:GRAIN])
-    middle = write(user, "/n/middle", tokens[: 2 * GRAIN], GRAIN, parents=("/n/root",))
-    write(user, "/n/leaf", tokens, 2 * GRAIN, parents=("/n/middle",))
-    assert find(user, tokens) == ("/n/leaf@v1", 3 * GRAIN)
-    assert find(user, tokens[:GRAIN]) == ("/n/root@v1", GRAIN), "from as few parts as hold them"
-
-    reply = user.call(c.MmapCube("/n/leaf", model=MODEL, is_whole=True))
-    assert [base.id for base in reply.bases] == [middle.id, root.id]
-    assert len(world.gate.bases[user.session.number, reply.handle]) == 2
-    user.fails(c.Evict("/n/root"), Errno.EBUSY)
-    user.call(c.MunmapCube(reply.handle))
-    assert user.call(c.MmapCube("/n/leaf")).bases == ()
-
-    user.call(c.UnlinkCube("/n/root"))
-    for name in ("/n/root", "/n/middle", "/n/leaf"):
-        user.fails(c.StatCube(name), Errno.ENOENT)
-    assert find(user, tokens) == ("", 0)
+def test_nobody_finds_what_he_may_not_read(user: Client, other: Client) -> None:
+    write(user, "/open/own", [1, 2, 3, 4], governance=CLOSED)
+    write(user, "/open/all", [1, 2, 9], governance=OPEN)
+    write(user, "/n/deep", [1, 2, 3, 4, 5], governance=Governance(mode=0o666))
+    assert find(user, [1, 2, 3, 4, 5]) == ("/n/deep", 5)
+    assert find(other, [1, 2, 3, 4, 5]) == ("/open/all", 2)
+    assert find(other, [1, 2, 3], under="/open") == ("/open/all", 2)
+    other.fails(c.FindPrefix(model=MODEL, tokens=b"", under="/n"), Errno.EACCES)
+    other.fails(c.FindPrefix(model=MODEL, tokens=b"", under="/none"), Errno.ENOENT)
+    assert find(user, [1, 2, 3], under="/open/all") == ("/open/all", 2)
+    assert find(user, [1, 2, 3], under="/open/al") == ("", 0)
 
 
-def test_prefixes_are_there_again_after_a_restart(world: World, user: Client) -> None:
+def test_rights_count_as_they_are_now(user: Client, other: Client) -> None:
+    write(user, "/open/a", [1, 2], governance=CLOSED)
+    assert find(other, [1, 2]) == ("", 0)
+    user.call(c.SetHeader("/open/a", governance=OPEN))
+    assert find(other, [1, 2]) == ("/open/a", 2)
+    user.call(c.RenameCube("/open/a", "/n/a"))
+    assert find(other, [1, 2]) == ("", 0)
+
+
+def test_a_part_on_what_the_caller_may_not_read_shows_nothing_of_it(
+    user: Client, other: Client
+) -> None:
     tokens = list(range(2 * GRAIN))
-    write(user, "/n/root", tokens[:GRAIN])
-    write(user, "/n/leaf", tokens, GRAIN, parents=("/n/root",))
-    user.call(c.Sync())
-    world.crash()
-    again = world.client(uid=user.identity.uid)
-    assert find(again, tokens) == ("/n/leaf@v1", 2 * GRAIN)
-    again.call(c.UnlinkCube("/n/root"))
-    assert find(again, tokens) == ("", 0)
+    write(user, "/n/secret-root", tokens[:GRAIN], governance=CLOSED)
+    user.call(
+        c.SetHeader(
+            "/n/secret-root",
+            attributes={**user.stat("/n/secret-root").attributes, "note": "secret"},
+        )
+    )
+    part(user, "/open/leaf", tokens, "/n/secret-root", governance=OPEN)
+    assert find(other, tokens[:GRAIN]) == ("/open/leaf", GRAIN), "not the root's name"
+    assert find(user, tokens[:GRAIN]) == ("/n/secret-root", GRAIN)
+    reply = other.call(c.MmapCube("/open/leaf", is_whole=True))
+    assert [set(base.attributes) for base in reply.bases] == [{"kv"}]
+    other.call(c.MunmapCube(reply.handle))
+    user.call(c.Evict("/n/secret-root"))
+    user.world.plan.fail("load", Errno.ECORRUPT)
+    error = other.fails(c.MmapCube("/open/leaf", is_whole=True), Errno.ECORRUPT)
+    assert "secret" not in str(error)
+    assert error.detail["cube"] == "/open/leaf"
+
+
+def test_what_crowds_a_namespace_hides_what_is_behind_it(user: Client, other: Client) -> None:
+    """Closed cubes that share more are looked at one by one, up to a limit, per call."""
+    write(user, "/n/own", [1, 2], governance=CLOSED)
+    write(user, "/open/own", [1, 2], governance=CLOSED)
+    for number in range(1100):
+        header, payload = kv([1, 2, 3, number])
+        other.start(
+            c.WriteCube(
+                name=f"/open/{number}", payload=payload, governance=CLOSED, **fields_of(header)
+            )
+        )
+        if number % 200 == 0:
+            other.world.settle()
+    other.world.settle()
+    assert find(user, [1, 2, 3, 4], under="/open") == ("", 0)
+    assert find(user, [1, 2, 3, 4]) == ("/n/own", 2), "other namespaces have looks of their own"
+    assert find(user, [1, 2, 2]) == ("/n/own", 2)
+
+
+def test_a_cube_that_nobody_may_be_served_is_passed_over(world: World, user: Client) -> None:
+    write(user, "/n/worse", [1, 2])
+    soon = Governance(expires_ns=world.clock.wall_ns() + SECOND_NS)
+    write(user, "/n/soon", [1, 2, 3, 4, 5], governance=soon)
+    write(user, "/n/broken", [1, 2, 3])
+    assert find(user, [1, 2, 3, 4, 5]) == ("/n/soon", 5)
+    world.clock.advance(SECOND_NS)
+    assert find(user, [1, 2, 3, 4, 5]) == ("/n/broken", 3)
+    user.call(c.Evict("/n/broken"))
+    world.plan.fail("load", Errno.ECORRUPT)
+    user.fails(c.MmapCube("/n/broken"), Errno.ECORRUPT)
+    assert find(user, [1, 2, 3, 4, 5]) == ("/n/worse", 2)
+    world.pass_time(world.parameters.expiry_sweep_ns)
+
+
+def test_the_version_that_shows_the_payload_is_named(user: Client) -> None:
+    write(user, "/n/a", [1, 2, 3])
+    write(user, "/n/a", [1, 9])
+    for tokens, name in ([1, 2, 3], "/n/a@v1"), ([1, 9, 9], "/n/a@v2"):
+        assert user.call(c.FindPrefix(MODEL, pack_tokens(tokens))).name == name
+    user.call(c.SetHeader("/n/a", governance=OPEN))
+    assert user.call(c.FindPrefix(MODEL, pack_tokens([1, 9]))).name == "/n/a@v3"
+    user.unlink("/n/a@v1")
+    assert find(user, [1, 2, 3]) == ("/n/a", 1)
 
 
 @pytest.mark.parametrize(
@@ -127,51 +207,52 @@ def test_prefixes_are_there_again_after_a_restart(world: World, user: Client) ->
         (GRAIN, {"parents": ("/n/root",), "durability": Durability.DURABLE}, Errno.EINVAL),
         (1, {"parents": ("/n/root",)}, Errno.EINVAL),  # within a page
         (GRAIN, {"parents": ("/n/other",)}, Errno.EMODEL),
+        (GRAIN, {"parents": ("/n/part",)}, Errno.EINVAL),  # itself
+        (GRAIN, {"parents": ("/n/none",)}, Errno.ENOENT),
     ],
 )
 def test_a_part_that_continues_nothing_is_refused(
-    user: Client, start: int, options: dict[str, object], errno: Errno
+    user: Client, start: int, options: dict[str, Any], errno: Errno
 ) -> None:
     tokens = list(range(2 * GRAIN))
     user.write("/n/text", b"words")
     write(user, "/n/root", tokens)
-    write(user, "/n/short", tokens[:3])
-    header, payload = kv(tokens, model="cd" * 32)
-    user.call(
-        c.WriteCube(
-            name="/n/other",
-            payload=payload,
-            type=CubeType.ACTIVATION,
-            attributes={"kv": msgspec.to_builtins(header)},
-        )
-    )
+    write(user, "/n/part", tokens)
+    write(user, "/n/short", tokens[: GRAIN - 1])
+    header, payload = kv(tokens, model=OTHER_MODEL)
+    user.call(c.WriteCube(name="/n/other", payload=payload, **fields_of(header)))
     header, payload = kv(tokens, GRAIN)
-    request = c.WriteCube(
-        name="/n/part",
-        payload=payload,
-        type=CubeType.ACTIVATION,
-        attributes={"kv": {**msgspec.to_builtins(header), "start": start}},
-        **options,  # type: ignore[arg-type]
-    )
-    user.fails(request, errno)
+    fields = fields_of(header)
+    fields["attributes"]["kv"]["start"] = start
+    user.fails(c.WriteCube(name="/n/part", payload=payload, **fields, **options), errno)
 
 
 def test_a_header_that_lies_about_its_shape_is_refused(user: Client) -> None:
     header, payload = kv([1, 2, 3])
-    good = msgspec.to_builtins(header)
+    good = fields_of(header)["attributes"]["kv"]
     for lie in (
-        {"tokens": 17},
+        {"tokens": GRAIN + 1},
         {"layers": [{**good["layers"][0], "key_dim": 128}]},
         {"layers": [{**good["layers"][0], "heads": 2}]},
     ):
-        request = c.WriteCube(
-            name="/n/a",
-            payload=payload,
-            type=CubeType.ACTIVATION,
-            attributes={"kv": {**good, **lie}},
-        )
-        user.fails(request, Errno.EILSEQ)
+        fields = {**fields_of(header), "attributes": {"kv": {**good, **lie}}}
+        user.fails(c.WriteCube(name="/n/a", payload=payload, **fields), Errno.EILSEQ)
     write(user, "/n/a", [1, 2, 3])
     user.fails(c.SetHeader("/n/a", attributes={"kv": {**good, "tokens": 2}}), Errno.EINVAL)
+    user.fails(c.SetHeader("/n/a", attributes={}), Errno.EINVAL)
     user.call(c.SetHeader("/n/a", attributes={"kv": good, "note": "mine"}))
-    assert find(user, [1, 2, 3]) == ("/n/a@v2", 3)
+    assert find(user, [1, 2, 3]) == ("/n/a", 3)
+
+
+def test_prefixes_are_there_again_after_a_restart(world: World, user: Client) -> None:
+    tokens = list(range(3 * GRAIN))
+    write(user, "/n/root", tokens[:GRAIN])
+    part(user, "/n/middle", tokens[: 2 * GRAIN], "/n/root")
+    part(user, "/n/leaf", tokens, "/n/middle")
+    user.call(c.Sync())
+    world.crash()
+    again = world.client(uid=user.identity.uid)
+    assert find(again, tokens) == ("/n/leaf", 3 * GRAIN)
+    assert find(again, tokens[:GRAIN]) == ("/n/root", GRAIN), "from as few parts as hold them"
+    assert again.unlink("/n/root").dependents == 2
+    assert find(again, tokens) == ("", 0)

@@ -1,0 +1,58 @@
+"""KV cubes for the kernel's tests: small ones, with tokens that a test chooses."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from libmem.abi import calls as c
+from libmem.abi.kv import KvDtype, KvHeader, KvLayers, layout_of, pack_tokens
+from libmem.abi.structs import CubeType
+from tests.kernel.world import Client
+
+__all__ = ["GRAIN", "MODEL", "OTHER_MODEL", "fields_of", "find", "kv", "part", "shared", "write"]
+
+MODEL = "ab" * 32
+OTHER_MODEL = "cd" * 32
+LAYERS = (KvLayers(count=1, heads=1, key_dim=256, value_dim=256),)
+GRAIN = 4
+"""Rows of 256 float32 that fill a page."""
+
+
+def kv(tokens: Sequence[int], start: int = 0, model: str = MODEL) -> tuple[KvHeader, bytes]:
+    """A header and its payload, for the tokens behind `start`: 12 KiB for each grain or less."""
+    header = KvHeader(model, KvDtype.FLOAT32, LAYERS, tokens=len(tokens), start=start)
+    packed = pack_tokens(tokens[start:])
+    return header, packed.ljust(layout_of(header).size_bytes, b"\x55")
+
+
+def fields_of(header: KvHeader) -> dict[str, Any]:
+    """Type and attributes of a write."""
+    return {"type": CubeType.ACTIVATION, "attributes": {"kv": msgspec.to_builtins(header)}}
+
+
+def write(
+    user: Client, name: str, tokens: Sequence[int], start: int = 0, **options: Any
+) -> c.WriteReply:
+    """A whole cube, or what is behind `start`."""
+    header, payload = kv(tokens, start)
+    return user.call(c.WriteCube(name=name, payload=payload, **{**fields_of(header), **options}))
+
+
+def part(user: Client, name: str, tokens: Sequence[int], base: str, **options: Any) -> c.WriteReply:
+    """What is behind all whole grains of the base."""
+    have = user.stat(base).attributes["kv"]["tokens"] // GRAIN * GRAIN
+    return write(user, name, tokens, have, parents=(base,), **options)
+
+
+def find(user: Client, tokens: Sequence[int], under: str = "/") -> tuple[str, int]:
+    """(name without its version, shared tokens)"""
+    reply = user.call(c.FindPrefix(model=MODEL, tokens=pack_tokens(tokens), under=under))
+    return re.sub(r"@v\d+\Z", "", reply.name), reply.tokens
+
+
+def shared(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two strings share from the start: the truth."""
+    pairs = zip(a, b, strict=False)
+    return next((at for at, (x, y) in enumerate(pairs) if x != y), min(len(a), len(b)))
