@@ -11,7 +11,7 @@ from typing import TypeVar
 import lmdb
 
 from libmem.abi.digest import digest_of
-from libmem.abi.structs import Descriptive
+from libmem.abi.structs import CubeType, Descriptive
 from libmem.abi.wire import encode
 from memosd.drivers.tiers.disk import DiskTier
 from memosd.drivers.tiers.pagefile import file_bytes
@@ -20,6 +20,7 @@ from memosd.kernel.rows import (
     CubeRow,
     LogRow,
     NamespaceRow,
+    PrefixRow,
     Row,
     VersionRow,
     decode_row,
@@ -30,6 +31,7 @@ __all__ = ["audit", "open_table"]
 
 RowT = TypeVar("RowT", bound=Row)
 _ROW_BYTES = 512
+_PARENT_BYTES = 24
 _PLAIN_HEADER = encode((Descriptive(), {}))
 
 
@@ -69,6 +71,7 @@ def audit(data_dir: Path) -> None:
     versions = _versions(tables, cubes)
     _check_names(tables, cubes)
     _check_payloads(tables, versions)
+    _check_prefixes(tables, cubes, versions)
     _check_page_files(tables, versions, data_dir)
     _check_usage(tables, cubes, versions)
     _check_log(tables)
@@ -111,6 +114,30 @@ def _check_payloads(tables: _Tables, versions: dict[bytes, list[VersionRow]]) ->
     assert {key: digest_of(value) for key, value in tables.raw["payloads"].items()} == inline
 
 
+def _check_prefixes(
+    tables: _Tables, cubes: dict[bytes, CubeRow], versions: dict[bytes, list[VersionRow]]
+) -> None:
+    """A row for each KV payload, and under each part a base that is long enough."""
+    owners = {
+        version.payload_id: (cube_id, version.attributes["kv"])
+        for cube_id, found in versions.items()
+        if cubes[cube_id].type is CubeType.ACTIVATION
+        for version in found
+    }
+    rows = tables.rows("prefixes", PrefixRow)
+    assert rows.keys() == owners.keys()
+    for key, row in rows.items():
+        cube_id, header = owners[key]
+        assert (row.cube_id, row.model.hex()) == (cube_id, header["model"])
+        assert row.start == header.get("start", 0)
+        assert len(row.tokens) == 4 * (header["tokens"] - row.start)
+        assert bool(row.base) == bool(row.start)
+        if row.base:
+            under = rows[row.base]
+            assert under.model == row.model
+            assert under.start + len(under.tokens) // 4 >= row.start
+
+
 def _check_page_files(
     tables: _Tables, versions: dict[bytes, list[VersionRow]], data_dir: Path
 ) -> None:
@@ -149,7 +176,8 @@ def _payload_charge(version: VersionRow) -> int:
 
 def _row_charge(version: VersionRow) -> int:
     header = encode((version.descriptive, version.attributes))
-    return _ROW_BYTES + (0 if header == _PLAIN_HEADER else len(header))
+    parents_bytes = _PARENT_BYTES * len(version.parents)
+    return _ROW_BYTES + parents_bytes + (0 if header == _PLAIN_HEADER else len(header))
 
 
 def _check_log(tables: _Tables) -> None:

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
+from tests.crash.kvwitness import witnesses
 from tests.crash.trial import BUSY, check_all, finish_all
-from tests.crash.witness import witnesses
 from tests.e2e.daemon import Daemon
 
 

@@ -6,7 +6,8 @@ from contextlib import contextmanager
 import libmem
 from libmem import MemError
 from tests.crash.audit import audit
-from tests.crash.witness import LARGE, Witness, witnesses
+from tests.crash.kvwitness import witnesses
+from tests.crash.witness import LARGE, Witness
 from tests.e2e.daemon import Daemon, eventually
 
 __all__ = ["BUSY", "check_all", "finish_all", "writing"]

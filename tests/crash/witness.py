@@ -11,14 +11,14 @@ after a crash each name is in one of those states, whole, and findable where it 
 
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import libmem
 from libmem import CubeType, Durability
 from libmem.abi.errors import Errno, MemError
 from tests.e2e.daemon import PATIENCE_S, Daemon
 
-__all__ = ["LARGE", "Witness", "witnesses"]
+__all__ = ["LARGE", "State", "Witness", "state_of"]
 
 LARGE = 100_000
 """Bytes: a page file, by value."""
@@ -57,7 +57,7 @@ class Witness(threading.Thread):
 
     def again(self) -> "Witness":
         """A fresh thread that goes on with this one's names and memory."""
-        next_one = Witness(self._daemon, self.number, self._turn, self._progress)
+        next_one = type(self)(self._daemon, self.number, self._turn, self._progress)
         next_one._turn = self._turn
         next_one._states, next_one._cached = self._states, self._cached
         return next_one
@@ -104,12 +104,15 @@ class Witness(threading.Thread):
     def act(self, client: libmem.Client) -> bool:
         """One random change; False when the daemon is gone."""
         self._turn += 1
-        action = self._dice.choice(
+        return self._dice.choice(self._actions())(client)
+
+    def _actions(self) -> Sequence[Callable[[libmem.Client], bool]]:
+        """What it may do, each as often as it is likely."""
+        return (
             [self._write_small] * 4
             + [self._write_large] * 2
             + [self._fill, self._cache, self._unlink, self._rename, self._sync]
         )
-        return action(client)
 
     def _write_small(self, client: libmem.Client) -> bool:
         name, payload = self._pick("small"), self._payload(50)
@@ -157,27 +160,34 @@ class Witness(threading.Thread):
             client.sync()
             # All of one thread: what is there now is what was written last.
             for name in self._cached:
-                self._cached[name] = {_state(client, name)}
+                self._cached[name] = {state_of(client, name)}
 
         return self._change({}, sync)
 
-    def _change(self, after: dict[str, State], change: Callable[[], object]) -> bool:
-        before = {name: self._states.get(name, {None}) for name in after}
+    def _change(
+        self,
+        after: dict[str, State],
+        change: Callable[[], object],
+        states: dict[str, set[State]] | None = None,
+    ) -> bool:
+        """Make a change after which names are in these states. False when the daemon is gone."""
+        states = self._states if states is None else states
+        before = {name: states.get(name, {None}) for name in after}
         for name, state in after.items():
-            self._states[name] = before[name] | {state}
+            states[name] = before[name] | {state}
         try:
             change()
         except MemError as error:
             if error.errno in _LOST:
                 return False
-            self._states.update(before)
+            states.update(before)
             if error.errno in _GONE:
                 return False
             with self._progress:
                 self.refused.append(error)
                 self._progress.notify_all()
             return True
-        self._states.update({name: {state} for name, state in after.items()})
+        states.update({name: {state} for name, state in after.items()})
         with self._progress:
             self.acknowledged += 1
             self._progress.notify_all()
@@ -197,21 +207,24 @@ class Witness(threading.Thread):
 
     def verify(self, client: libmem.Client) -> None:
         """Compare with the daemon, and know again what is there."""
-        for name, states in self._states.items():
-            found = _state(client, name)
-            assert found in states, f"{name}: {_shown(found)}, not one of {_all_shown(states)}"
-            self._states[name] = {found}
-        for name, states in self._cached.items():
-            found = _state(client, name)
-            assert found in states, f"{name}: {_shown(found)}, not one of {_all_shown(states)}"
-            self._cached[name] = {found}
+        self._verify_states(client, self._states)
+        self._verify_states(client, self._cached)
         self._verify_listing(client)
         self._verify_search(client)
 
+    def _verify_states(self, client: libmem.Client, known: dict[str, set[State]]) -> None:
+        for name, states in known.items():
+            found = state_of(client, name)
+            assert found in states, f"{name}: {_shown(found)}, not one of {_all_shown(states)}"
+            known[name] = {found}
+
     def _verify_listing(self, client: libmem.Client) -> None:
-        cached = {name for name in self._cached if _state(client, name) is not None}
         listed = {stat.name for stat in client.list(f"/t/{self.number}", is_recursive=True)}
-        assert listed == {*self._there(), *cached}
+        assert listed == {*self._there(), *self._others(client)}
+
+    def _others(self, client: libmem.Client) -> set[str]:
+        """What else is there, beside what is certain."""
+        return {name for name in self._cached if state_of(client, name) is not None}
 
     def _verify_search(self, client: libmem.Client) -> None:
         for name in self._there():
@@ -222,18 +235,7 @@ class Witness(threading.Thread):
             assert hits == [name], f"{word} is in {name}"
 
 
-def witnesses(daemon: Daemon, count: int, seed: int = 0) -> list[Witness]:
-    """Several, with the namespace that they write into."""
-    with daemon.connect() as client:
-        try:
-            client.make_namespace("/t")
-        except MemError as error:
-            assert error.errno is Errno.EEXIST  # noqa: PT017
-    progress = threading.Condition()
-    return [Witness(daemon, number, seed, progress) for number in range(count)]
-
-
-def _state(client: libmem.Client, name: str) -> State:
+def state_of(client: libmem.Client, name: str) -> State:
     try:
         return client.read(name)
     except MemError as error:

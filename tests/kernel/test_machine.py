@@ -59,9 +59,10 @@ class KernelMachine(RuleBasedStateMachine):
 
     @initialize()
     def set_up(self) -> None:
-        self.clients = [self.world.client(), self.world.client()]
-        for name in ("/a", "/b"):
-            self.clients[0].make(name)
+        if not self.clients:
+            self.clients = [self.world.client(), self.world.client()]
+            for name in ("/a", "/b"):
+                self.clients[0].make(name)
 
     # -- asking ----------------------------------------------------------------------------
 
