@@ -9,7 +9,7 @@ committed a row for it; boot frees those without one. Called from I/O threads.
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -51,6 +51,18 @@ class DiskTier:
         """Write the page file, replacing one of the same key; all or nothing.
 
         Errors: ENOSPC, ENOMEM, EIO; EINVAL where `fd` holds fewer bytes than the manifest.
+        """
+        self._save(key, lambda file: pagefile.write(file, fd, key, manifest))
+
+    def store_blocks(self, key: PayloadKey, blocks: Iterable[memoryview | bytes]) -> Manifest:
+        """As `store`, of what comes block by block; whatever `blocks` raises leaves nothing."""
+        made: list[Manifest] = []
+        self._save(key, lambda file: made.append(pagefile.write_blocks(file, key, blocks)))
+        return made[0]
+
+    def _save(self, key: PayloadKey, write: Callable[[int], None]) -> None:
+        """Have a new file written, and put it under the key.
+
         Source: restic's local backend, Save(); LWN 457667, "Ensuring data reaches disk".
         """
         folder, name = self._place(key)
@@ -58,7 +70,7 @@ class DiskTier:
         made = temporary
         try:
             with os_errors(f"page file {name}"):
-                _write_synced(temporary, key, fd, manifest)
+                _write_synced(temporary, write)
                 failpoints.hit("page.rename.before")
                 os.rename(temporary, f"{folder}/{name}")
                 made = f"{folder}/{name}"
@@ -88,7 +100,14 @@ class DiskTier:
         """
         with self._opened(key) as source:
             manifest = _recognise(source, key, size_bytes, digest)
-            return payload.read_pages(source, manifest, limit_bytes)
+            pages = payload.checked_pages(source, manifest, limit_bytes)
+            return b"".join(pages)[:limit_bytes]
+
+    def blocks(self, key: PayloadKey, size_bytes: int, digest: bytes) -> Iterator[bytes]:
+        """The payload page by page, each checked. Errors: ENOENT, EIO, ECORRUPT (with `page`)."""
+        with self._opened(key) as source:
+            manifest = _recognise(source, key, size_bytes, digest)
+            yield from payload.checked_pages(source, manifest, size_bytes)
 
     def verify(self, key: PayloadKey, size_bytes: int, digest: bytes) -> None:
         """Check the trailer and every page of the file. Errors: ENOENT, EIO, ECORRUPT."""
@@ -165,10 +184,10 @@ class DiskTier:
             _sync_directory(str(directory))
 
 
-def _write_synced(path: str, key: PayloadKey, source: int, manifest: Manifest) -> None:
+def _write_synced(path: str, write: Callable[[int], None]) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        pagefile.write(fd, source, key, manifest)
+        write(fd)
         failpoints.hit("page.fsync.before")
         # Before the rename: else a crash could leave the final name on a file without content.
         os.fsync(fd)

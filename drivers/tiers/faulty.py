@@ -8,7 +8,7 @@ nothing unverified ever passes `load`. Calls count from 1 for each operation.
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, Protocol
 
 from libmem.abi.digest import Manifest
@@ -31,7 +31,9 @@ class _Tier(Protocol):
 
     def charge_bytes(self, size_bytes: int) -> int: ...
     def store(self, key: PayloadKey, fd: int, manifest: Manifest) -> None: ...
+    def store_blocks(self, key: PayloadKey, blocks: Iterable[memoryview | bytes]) -> Manifest: ...
     def load(self, key: PayloadKey, fd: int, size_bytes: int, digest: bytes) -> None: ...
+    def blocks(self, key: PayloadKey, size_bytes: int, digest: bytes) -> Iterator[bytes]: ...
     def read(self, key: PayloadKey, size_bytes: int, digest: bytes, limit_bytes: int) -> bytes: ...
     def verify(self, key: PayloadKey, size_bytes: int, digest: bytes) -> None: ...
     def free(self, key: PayloadKey) -> None: ...
@@ -124,6 +126,20 @@ class FaultyTier:
         """As the inner tier, or the planned error with nothing stored."""
         self._plan.enter("store")
         self._inner.store(key, fd, manifest)
+
+    def store_blocks(self, key: PayloadKey, blocks: Iterable[memoryview | bytes]) -> Manifest:
+        """As the inner tier, or the planned error of a `store` with nothing stored."""
+        self._plan.enter("store")
+        return self._inner.store_blocks(key, blocks)
+
+    def blocks(self, key: PayloadKey, size_bytes: int, digest: bytes) -> Iterator[bytes]:
+        """As the inner tier, or the planned error or damage of a `load`."""
+        number = self._plan.enter("load")
+        is_damaged = self._plan.damage_of_load(number) is not None
+        for block in self._inner.blocks(key, size_bytes, digest):
+            if is_damaged:
+                raise MemError(Errno.ECORRUPT, "injected into load")
+            yield block
 
     def load(self, key: PayloadKey, fd: int, size_bytes: int, digest: bytes) -> None:
         """As the inner tier, or the planned error; planned damage raises ECORRUPT."""

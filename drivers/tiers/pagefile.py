@@ -13,18 +13,27 @@ lie and when they count. docs/format.md, "Page files".
 
 import os
 import struct
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 import xxhash
 
 from libmem.abi import failpoints
-from libmem.abi.digest import DIGEST_BYTES, Manifest
+from libmem.abi.digest import DIGEST_BYTES, Hasher, Manifest
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.limits import PAGE_BYTES
 from memosd.drivers.tiers import payload
 from memosd.drivers.tiers.payload import PayloadKey
 
-__all__ = ["ALIGNMENT_BYTES", "FORMAT_VERSION", "Trailer", "file_bytes", "read_trailer", "write"]
+__all__ = [
+    "ALIGNMENT_BYTES",
+    "FORMAT_VERSION",
+    "Trailer",
+    "file_bytes",
+    "read_trailer",
+    "write",
+    "write_blocks",
+]
 
 FORMAT_VERSION: Final = 1
 ALIGNMENT_BYTES: Final = 4096
@@ -60,7 +69,23 @@ def write(fd: int, source: int, key: PayloadKey, manifest: Manifest) -> None:
     payload.copy(source, fd, 0, min(half, size_bytes))
     failpoints.hit("page.write.half")
     payload.copy(source, fd, half, size_bytes)
-    _write_all(fd, _trailer(key, manifest), _padded(size_bytes))
+    payload.write(fd, _trailer(key, manifest), _padded(size_bytes))
+
+
+def write_blocks(fd: int, key: PayloadKey, blocks: Iterable[memoryview | bytes]) -> Manifest:
+    """Fill the empty file `fd` with what comes block by block; returns its manifest.
+
+    Errors: OSError, and whatever `blocks` raises.
+    """
+    failpoints.hit("page.blocks.before")
+    hasher, at = Hasher(), 0
+    for block in blocks:
+        hasher.update(block)
+        at = payload.write(fd, block, at)
+        failpoints.hit("page.blocks.between")
+    manifest = hasher.manifest()
+    payload.write(fd, _trailer(key, manifest), _padded(at))
+    return manifest
 
 
 def read_trailer(fd: int) -> Trailer:
@@ -101,13 +126,6 @@ def _trailer(key: PayloadKey, manifest: Manifest) -> bytes:
 
 def _trailer_bytes(size_bytes: int) -> int:
     return _TRAILER.size + -(-size_bytes // PAGE_BYTES) * DIGEST_BYTES
-
-
-def _write_all(fd: int, block: bytes, at: int) -> None:
-    view = memoryview(block)
-    while view:
-        written = os.pwrite(fd, view, at)
-        view, at = view[written:], at + written
 
 
 def _padded(size_bytes: int) -> int:

@@ -24,12 +24,13 @@ __all__ = [
     "PayloadKey",
     "check_digest",
     "check_pages",
+    "checked_pages",
     "copy",
     "manifest_behind",
     "os_errors",
     "page_digests",
     "read",
-    "read_pages",
+    "write",
 ]
 
 PayloadKey = bytes
@@ -129,17 +130,26 @@ def read(fd: int, start: int, end: int) -> bytes:
     return b"".join(parts)
 
 
-def read_pages(fd: int, manifest: Manifest, limit_bytes: int) -> bytes:
-    """The first `limit_bytes` behind `fd`, fewer where the payload ends, every page of them
-    checked as a whole. Errors: OSError, ECORRUPT (with `page`)."""
-    pages = []
+def write(fd: int, piece: memoryview | bytes, at: int) -> int:
+    """Write all of a piece; returns where it ends. Errors: OSError."""
+    view = memoryview(piece)
+    while view:
+        written = os.pwrite(fd, view, at)
+        view, at = view[written:], at + written
+    return at
+
+
+def checked_pages(fd: int, manifest: Manifest, limit_bytes: int) -> Iterator[bytes]:
+    """The pages that the first `limit_bytes` behind `fd` lie in, each checked before it comes.
+
+    Errors: OSError, ECORRUPT (with `page`).
+    """
     for page, start in enumerate(range(0, min(limit_bytes, manifest.size_bytes), PAGE_BYTES)):
         content = read(fd, start, min(start + PAGE_BYTES, manifest.size_bytes))
         wanted = manifest.page_digests[page * DIGEST_BYTES : (page + 1) * DIGEST_BYTES]
         if xxhash.xxh3_128_digest(content) != wanted:
             raise _differs(page)
-        pages.append(content)
-    return b"".join(pages)[:limit_bytes]
+        yield content
 
 
 def check_digest(fd: int, size_bytes: int, digest: bytes) -> None:

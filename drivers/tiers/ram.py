@@ -13,13 +13,14 @@ import fcntl
 import itertools
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, Protocol
 
-from libmem.abi.digest import Manifest
+from libmem.abi.digest import Hasher, Manifest
 from libmem.abi.errors import Errno, MemError
+from libmem.abi.limits import PAGE_BYTES, PAYLOAD_MAX_BYTES
 from memosd.drivers.tiers import payload
-from memosd.drivers.tiers.payload import PayloadKey, os_errors
+from memosd.drivers.tiers.payload import PayloadKey, os_errors, write
 
 __all__ = ["Frame", "RamFrame", "RamTier"]
 
@@ -83,10 +84,8 @@ class RamTier:
 
     def fill(self, frame: Frame, payload: bytes) -> None:
         """Write the whole of a payload into an unsealed frame. Errors: ENOMEM, EIO."""
-        view, at = memoryview(payload), 0
         with os_errors("memory for a cube"):
-            while at < len(view):
-                at += os.pwrite(frame.fd, view[at:], at)
+            write(frame.fd, payload, 0)
 
     def seal(self, frame: Frame, size_bytes: int) -> None:
         """Make the frame immutable, at `size_bytes` or shorter.
@@ -168,6 +167,22 @@ class RamTier:
             raise
         self.adopt(key, frame)
 
+    def store_blocks(self, key: PayloadKey, blocks: Iterable[memoryview | bytes]) -> Manifest:
+        """As `store`, of what comes block by block; whatever `blocks` raises leaves nothing."""
+        hasher, at = Hasher(), 0
+        frame = self.allocate(PAYLOAD_MAX_BYTES)  # holes: only what is written takes memory
+        try:
+            with os_errors("memory for a cube"):
+                for block in blocks:
+                    hasher.update(block)
+                    at = write(frame.fd, block, at)
+            self.seal(frame, at)
+        except BaseException:
+            self.discard(frame)
+            raise
+        self.adopt(key, frame)
+        return hasher.manifest()
+
     def load(self, key: PayloadKey, fd: int, size_bytes: int, digest: bytes) -> None:
         """Copy into the zeroed memory `fd`, then check that memory.
 
@@ -185,6 +200,14 @@ class RamTier:
         with os_errors("memory of a cube"):
             payload.check_digest(frame.fd, size_bytes, digest)
             return payload.read(frame.fd, 0, min(limit_bytes, size_bytes))
+
+    def blocks(self, key: PayloadKey, size_bytes: int, digest: bytes) -> Iterator[bytes]:
+        """The payload in pieces; all of it is checked first, as in `read`."""
+        self.verify(key, size_bytes, digest)
+        frame = self._find(key, size_bytes)
+        with os_errors("memory of a cube"):
+            for at in range(0, size_bytes, PAGE_BYTES):
+                yield payload.read(frame.fd, at, min(at + PAGE_BYTES, size_bytes))
 
     def verify(self, key: PayloadKey, size_bytes: int, digest: bytes) -> None:
         """Check the payload in place. Errors: ENOENT, EIO, ECORRUPT."""

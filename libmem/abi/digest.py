@@ -12,7 +12,7 @@ import xxhash
 
 from libmem.abi.limits import PAGE_BYTES
 
-__all__ = ["DIGEST_BYTES", "Manifest", "digest_of", "manifest_of", "root_digest"]
+__all__ = ["DIGEST_BYTES", "Hasher", "Manifest", "digest_of", "manifest_of", "root_digest"]
 
 DIGEST_BYTES: Final = 16
 
@@ -27,6 +27,32 @@ class Manifest(msgspec.Struct, frozen=True):
     @property
     def digest(self) -> bytes:
         return root_digest(self.size_bytes, self.page_digests)
+
+
+class Hasher:
+    """The manifest of a payload that comes piece by piece, of whatever sizes."""
+
+    def __init__(self) -> None:
+        self._size_bytes = 0
+        self._pages: list[bytes] = []
+        self._page = xxhash.xxh3_128()
+
+    def update(self, piece: memoryview | bytes) -> None:
+        """The next bytes."""
+        view = memoryview(piece)
+        while view:
+            part = view[: PAGE_BYTES - self._size_bytes % PAGE_BYTES]
+            self._page.update(part)
+            self._size_bytes += len(part)
+            view = view[len(part) :]
+            if self._size_bytes % PAGE_BYTES == 0:
+                self._pages.append(self._page.digest())
+                self._page.reset()
+
+    def manifest(self) -> Manifest:
+        """Of all that came so far."""
+        last = [self._page.digest()] if self._size_bytes % PAGE_BYTES else []
+        return Manifest(self._size_bytes, b"".join([*self._pages, *last]))
 
 
 def root_digest(size_bytes: int, page_digests: bytes) -> bytes:

@@ -60,10 +60,11 @@ def test_of_the_beginning_every_page_is_checked_as_a_whole(memory: Memory) -> No
         fd = memory.holding(bytes(content))
         for limit_bytes, pages in limits.items():
             if page >= pages:  # what was not asked for is not looked at
-                assert payload.read_pages(fd, manifest, limit_bytes) == content[:limit_bytes]
+                read = b"".join(payload.checked_pages(fd, manifest, limit_bytes))
+                assert read == content[: pages * PAGE_BYTES]
                 continue
             with raises(Errno.ECORRUPT) as caught:
-                payload.read_pages(fd, manifest, limit_bytes)
+                list(payload.checked_pages(fd, manifest, limit_bytes))
             assert caught.value.detail == {"page": page}
         content[at] ^= 0x10
 
@@ -71,7 +72,8 @@ def test_of_the_beginning_every_page_is_checked_as_a_whole(memory: Memory) -> No
 def test_a_beginning_that_ends_early_is_corrupt(memory: Memory) -> None:
     manifest = manifest_of(bytes(2 * PAGE_BYTES))
     with raises(Errno.ECORRUPT):
-        payload.read_pages(memory.holding(bytes(PAGE_BYTES + 1)), manifest, PAGE_BYTES + 1)
+        fd = memory.holding(bytes(PAGE_BYTES + 1))
+        list(payload.checked_pages(fd, manifest, PAGE_BYTES + 1))
 
 
 def test_the_digest_alone_is_checked_too(memory: Memory) -> None:
