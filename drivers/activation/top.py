@@ -8,9 +8,10 @@ dtype, same layers, no token between them.
 from typing import Any, Final
 
 from libmem.abi.errors import Errno, MemError
-from libmem.abi.kv import KV_ATTRIBUTE, fingerprint, kv_header, layout_of
+from libmem.abi.kv import KV_ATTRIBUTE, KvStored, fingerprint, kv_header, layout_of
 from libmem.abi.prefix import Base, Prefix
 from libmem.abi.structs import CubeType, Descriptive, Durability
+from memosd.drivers.activation.coding import EXACT, KvCoding
 
 __all__ = ["ActivationDriver"]
 
@@ -24,6 +25,10 @@ class ActivationDriver:
     durability: Durability = Durability.CACHE
     indexed_bytes: int = 0
     fixed_attributes: frozenset[str] = frozenset({KV_ATTRIBUTE})
+
+    def __init__(self, stored: KvStored = EXACT) -> None:
+        """`stored`: how payloads lie on disk whose headers do not say."""
+        self._stored = stored
 
     @property
     def prefixes(self) -> "ActivationDriver":
@@ -48,6 +53,10 @@ class ActivationDriver:
     def is_new_promise(self, old: Descriptive, new: Descriptive) -> bool:
         """Never: what describes the payload is fixed."""
         return False
+
+    def coding(self, attributes: dict[str, Any]) -> KvCoding:
+        """The form below RAM, by header and configuration."""
+        return KvCoding(kv_header(attributes), self._stored)
 
     def index_text(self, payload: memoryview | bytes, descriptive: Descriptive) -> str | None:
         """Nothing: keys and values have no words."""

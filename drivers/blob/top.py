@@ -31,6 +31,9 @@ class BlobDriver:
         """No header says anything of the bytes."""
         return False
 
+    def coding(self, attributes: dict[str, Any]) -> None:
+        """Bytes are stored as they are."""
+
     def index_text(self, payload: memoryview | bytes, descriptive: Descriptive) -> str | None:
         """Nothing: bytes have no words, and a title alone would pretend that they had."""
         return None

@@ -74,6 +74,9 @@ class PlaintextDriver:
         """JSON is text; a text may be no JSON. Errors: EINVAL as `check_header`."""
         return _is_json(new) and not _is_json(old)
 
+    def coding(self, attributes: dict[str, Any]) -> None:
+        """Texts are stored as they are."""
+
     def index_text(self, payload: memoryview | bytes, descriptive: Descriptive) -> str | None:
         """Title, tags, then the text; of JSON its keys, strings and numbers.
 

@@ -31,8 +31,10 @@ __all__ = [
     "KV_PAGE_BYTES",
     "KV_TOKENS_MAX",
     "KvDtype",
+    "KvForm",
     "KvHeader",
     "KvLayers",
+    "KvStored",
     "Layout",
     "Plane",
     "fingerprint",
@@ -83,6 +85,26 @@ class KvLayers(Value, frozen=True):
     stored either way."""
 
 
+class KvForm(StrEnum):
+    """What the disk tier may keep of keys and values."""
+
+    EXACT = "exact"
+    """Every bit."""
+    INT8 = "int8"
+    """A byte for each element, and a peak for each channel of 64 rows: about a quarter of float32,
+    half of bfloat16 (docs/format.md, "int8")."""
+
+
+class KvStored(Value, frozen=True):
+    """How the payload may lie on disk, where that is not the daemon's to decide."""
+
+    form: KvForm = msgspec.field(name="as")
+    error_max: float = 0.02
+    """Above it the payload stays as it is. The error is relative: for each plane the RMS over its
+    channels of (RMS of what is lost / RMS of the values), the largest over all planes. Every
+    channel counts alike, so outlier channels hide nobody's loss."""
+
+
 class KvHeader(Value, frozen=True):
     """What an activation cube's payload is: the attribute `kv`."""
 
@@ -95,6 +117,8 @@ class KvHeader(Value, frozen=True):
     start: int = 0
     """The first token stored here. Where it is not 0, the cube stands on its first parent, which
     holds the tokens before; a multiple of the grain."""
+    stored: KvStored | None = None
+    """None: as the daemon is configured (`kv.store_as`)."""
 
 
 class Plane(NamedTuple):
@@ -158,6 +182,8 @@ def _check(header: KvHeader) -> None:
         raise MemError(Errno.EINVAL, f"tokens {header.start} to {header.tokens} are none")
     if header.start % _grain_tokens(header.dtype.item_bytes, _dims(header)):
         raise MemError(Errno.EINVAL, "a part starts at a whole page of every plane")
+    if header.stored is not None and not 0 < header.stored.error_max <= 1:
+        raise MemError(Errno.EINVAL, "error_max is above 0, and 1 at most")
 
 
 def _dims(header: KvHeader) -> frozenset[int]:

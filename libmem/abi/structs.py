@@ -27,6 +27,7 @@ __all__ = [
     "Sensitivity",
     "SessionStat",
     "Stat",
+    "StoredForm",
     "TierStat",
     "TierName",
     "Usage",
@@ -120,6 +121,21 @@ class Behaviour(Value, frozen=True):
     last_access_ns: int = 0
 
 
+class StoredForm(Value, frozen=True):
+    """How a payload lies on disk, where that is not as it was committed."""
+
+    form: str
+    """`int8`."""
+    size_bytes: int
+    digest: bytes
+    """Of the stored bytes, which are checked against it before they are decoded."""
+    error: float
+    """What decoding gives differs so much from what was committed; `KvStored.error_max` says
+    how that is measured."""
+    content_digest: bytes
+    """Of what decoding gives: what is mapped and read once the payload came from disk."""
+
+
 class Stat(Value, frozen=True):
     """All that is known of one version of a cube."""
 
@@ -130,7 +146,7 @@ class Stat(Value, frozen=True):
     latest_version: int
     size_bytes: int
     digest: bytes
-    """xxh3-128 of the payload: the cube's fingerprint."""
+    """xxh3-128 of the payload as it was committed: the cube's fingerprint."""
     created_ns: int
     modified_ns: int
     descriptive: Descriptive
@@ -144,6 +160,8 @@ class Stat(Value, frozen=True):
     pins: int = 0
     maps: int = 0
     is_quarantined: bool = False
+    stored: StoredForm | None = None
+    """None: on disk, as in RAM, every byte is as it was committed."""
 
 
 class Quota(Value, frozen=True):
