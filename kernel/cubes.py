@@ -15,7 +15,14 @@ from libmem.abi.calls import CreateCube, WriteCube, WriteReply
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.limits import PARENTS_MAX, PRIORITY_MAX
 from libmem.abi.names import namespace_of, parse_name, parse_ref
-from libmem.abi.structs import CubeType, Descriptive, Durability, EventKind, Governance
+from libmem.abi.structs import (
+    CubeType,
+    Descriptive,
+    Durability,
+    EventKind,
+    Governance,
+    StoredForm,
+)
 from libmem.abi.wire import encode
 from memosd.kernel.access import EXECUTE, READ, WRITE, Identity, allows, require_owner
 from memosd.kernel.groups import PLAIN_DESCRIPTIVE, check_header
@@ -47,6 +54,8 @@ class Content(msgspec.Struct, frozen=True):
     """What the new version costs on disk; `charge_of`."""
     prefix: Prefix | None = None
     """The tokens it begins with, where its type knows of tokens."""
+    form: StoredForm | None = None
+    """What its page file holds, where that is not the payload itself."""
 
 
 class Admission(msgspec.Struct, frozen=True):
@@ -72,6 +81,7 @@ class Cubes:
         self._residents = parts.residents
         self._drivers = parts.drivers
         self._disk = parts.disk
+        self._pages = parts.pages
         self._prefixes = parts.prefixes
         self._clock = parts.clock
         self.on_expired: Callable[[bytes, CubeRow], object] = _nobody_removes
@@ -212,21 +222,15 @@ class Cubes:
         source = admission.driver.prefixes
         return source.prefix_of(payload, attributes, admission.base) if source else None
 
-    def payload_charge(self, size_bytes: int, *, is_inline: bool) -> int:
-        """What a payload costs on disk."""
-        return size_bytes if is_inline else self._disk.charge_bytes(size_bytes)
-
     def charge_of_versions(self, versions: list[VersionRow]) -> int:
         """What all versions of a cube cost on disk; a payload that some share counts once."""
         payloads = {v.payload_id: v for v in versions}.values()
-        return sum(map(version_charge, versions)) + sum(
-            self.payload_charge(v.size_bytes, is_inline=v.is_inline) for v in payloads
-        )
+        return sum(map(version_charge, versions)) + sum(map(self._pages.charge_bytes, payloads))
 
     def charge_of(self, draft: WriteCube | CreateCube, size_bytes: int, *, is_inline: bool) -> int:
         """What a new version with its own payload costs on disk."""
         rows = _row_charge(draft.descriptive, draft.attributes, len(draft.parents))
-        return rows + self.payload_charge(size_bytes, is_inline=is_inline)
+        return rows + (size_bytes if is_inline else self._disk.charge_bytes(size_bytes))
 
     def check_room(self, admission: Admission, charge_bytes: int) -> None:
         """Errors: EDQUOT, ENOSPC."""
@@ -268,7 +272,7 @@ class Cubes:
             admission.parents,
         )
         if content.inline is None:
-            self._table.put_page_file(key, cube_id)
+            self._table.put_page_file(key, cube_id, content.form)
         else:
             self._table.put_payload(key, content.inline)
         if content.prefix is not None:

@@ -35,6 +35,7 @@ def describe(parts: Parts, cube: Cube, may_read: Callable[[CubeRow], bool]) -> S
         pins=resident.pins if resident else 0,
         maps=resident.maps if resident else 0,
         is_quarantined=cube.key in parts.table.quarantined,
+        stored=None if version.is_inline else parts.table.stored_form(cube.key),
     )
 
 

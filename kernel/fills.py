@@ -15,6 +15,7 @@ from libmem.abi.structs import Durability
 from memosd.kernel.access import Identity
 from memosd.kernel.cubes import Admission, Content, Cubes
 from memosd.kernel.namespace import Namespace
+from memosd.kernel.pagefiles import Stored
 from memosd.kernel.pager import Pager
 from memosd.kernel.parts import Parts
 from memosd.kernel.ports import Base, Frame, PayloadKey, Prefix
@@ -117,12 +118,13 @@ class Fills:
         key = self._cubes.new_key()
         is_durable = admission.durability is Durability.DURABLE
         charge = self._cubes.charge_of(draft, manifest.size_bytes, is_inline=False)
+        stored: Stored | None = None
         # Reserved over the wait, so that what was found to fit still fits at the commit.
         space = admission.space
         self._parts.namespaces.reserve(space, charge)
         try:
             if is_durable:
-                await self._store(key, frame, manifest)
+                stored = await self._store(key, fill, manifest)
         except MemError:
             self._parts.namespaces.release(space, charge)
             raise
@@ -130,13 +132,19 @@ class Fills:
         try:
             admission = self._admit(who, fill, admission.base)  # the world went on meanwhile
             self._cubes.check_room(admission, charge)
-            content = Content(manifest.size_bytes, manifest.digest, None, charge, prefix)
+            form = stored.form if stored is not None else None
+            if form is not None:
+                charge = self._cubes.charge_of(draft, form.size_bytes, is_inline=False)
+            content = Content(manifest.size_bytes, manifest.digest, None, charge, prefix, form)
             dirty = None if is_durable else manifest
-            return self._commit_resident(who, fill, admission, (key, content, dirty))
+            reply = self._commit_resident(who, fill, admission, (key, content, dirty))
         except MemError:
             if is_durable:
                 self._parts.io.run(self._parts.disk.free, key)
             raise
+        if stored is not None:
+            self._parts.heat.decide(reply.id, "encode", stored.reason, version=reply.version)
+        return reply
 
     def _commit_resident(
         self,
@@ -155,6 +163,7 @@ class Fills:
             resident.priority = admission.existing.row.priority
         if dirty is not None:
             resident.manifest = dirty
+            resident.coding = self._parts.pages.coding(fill.draft.type, fill.draft.attributes)
             self._parts.table.set_volatile(key, reply.id)
             delay_ns = self._parts.parameters.writeback_delay_ns
             self._pager.reclaim.write_back_later(key, delay_ns)
@@ -168,10 +177,11 @@ class Fills:
         ledger.when_durable(ledger.pending_barrier(), undo)
         return reply
 
-    async def _store(self, key: PayloadKey, frame: Frame, manifest: Manifest) -> None:
-        storing = self._pager.reclaim.storing
+    async def _store(self, key: PayloadKey, fill: Fill, manifest: Manifest) -> Stored | None:
+        pages, storing = self._parts.pages, self._pager.reclaim.storing
+        coding = pages.coding(fill.draft.type, fill.draft.attributes)
         storing.add(key)
         try:
-            await self._parts.io.run(self._parts.disk.store, key, frame.fd, manifest)
+            return await pages.store(key, fill.frame, manifest, coding)
         finally:
             storing.discard(key)

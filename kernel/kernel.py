@@ -25,6 +25,7 @@ from memosd.kernel.heat import Heat
 from memosd.kernel.indexer import Indexer
 from memosd.kernel.ledger import Ledger
 from memosd.kernel.namespace import Namespaces
+from memosd.kernel.pagefiles import PageFiles
 from memosd.kernel.pager import Pager
 from memosd.kernel.pagetable import PageTable
 from memosd.kernel.param import Parameters
@@ -279,6 +280,7 @@ def _make_parts(parameters: Parameters, outside: Outside) -> Parts:
         drivers=outside.drivers,
         timers=timers,
         table=table,
+        pages=PageFiles(table, (outside.ram, outside.disk), outside.io, outside.drivers),
         prefixes=Prefixes(ledger, outside.store, table),
         namespaces=Namespaces(ledger, outside.store, parameters.disk_budget_bytes),
         residents=Residents(account, make_policy(parameters.policy)),

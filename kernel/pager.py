@@ -39,7 +39,7 @@ class Pager:
         self.residents = parts.residents
         self.reclaim = reclaim
         self._ram = parts.ram
-        self._disk = parts.disk
+        self._pages = parts.pages
         self._table = parts.table
         self._io = parts.io
         self._heat = parts.heat
@@ -79,7 +79,6 @@ class Pager:
         frame = await self._allocate_for(filling, cube.version.size_bytes)
         try:
             await self._load(cube, frame)
-            self._ram.seal(frame, frame.size_bytes)
         except MemError:
             self.give_back(filling.space, frame)
             raise
@@ -107,18 +106,14 @@ class Pager:
             self.give_back(space, frame)  # renamed while room was made
 
     async def _load(self, cube: Cube, frame: Frame) -> None:
+        """Fill the frame and seal it."""
         try:
             if cube.version.is_inline:
                 payload = self._table.payload(cube.version)
                 await self._io.run(self._ram.fill, frame, payload)
+                self._ram.seal(frame, frame.size_bytes)
             else:
-                await self._io.run(
-                    self._disk.load,
-                    cube.key,
-                    frame.fd,
-                    cube.version.size_bytes,
-                    cube.version.digest,
-                )
+                await self._pages.load(cube, frame)
         except MemError as error:
             self._require_row(cube)
             # A page file that is gone is as bad as one that is damaged.

@@ -12,16 +12,22 @@ from contextlib import suppress
 from itertools import islice
 from typing import Final, NamedTuple
 
+import msgspec
+
 from libmem.abi.digest import digest_of
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.names import NameRef
+from libmem.abi.structs import StoredForm
 from memosd.kernel.ledger import Ledger
 from memosd.kernel.log import Log
 from memosd.kernel.ports import Clock, PayloadKey, Store
 from memosd.kernel.rows import (
     CubeRow,
+    FormRow,
     VersionRow,
+    decode_page,
     decode_row,
+    encode_page,
     encode_row,
     seal_value,
     unseal_value,
@@ -240,9 +246,23 @@ class PageTable:
             self.quarantined.discard(key)
             self.ledger.delete("quarantine", key)
 
-    def put_page_file(self, key: PayloadKey, cube_id: bytes) -> None:
-        """A payload lies, or will lie, in a page file."""
-        self.ledger.put("pages", key, seal_value(key, cube_id))
+    def put_page_file(
+        self, key: PayloadKey, cube_id: bytes, form: StoredForm | None = None
+    ) -> None:
+        """A payload lies, or will lie, in a page file; there it has this form."""
+        row = None if form is None else FormRow(*msgspec.structs.astuple(form))
+        self.ledger.put("pages", key, encode_page(key, cube_id, row))
+
+    def stored_form(self, key: PayloadKey) -> StoredForm | None:
+        """What a payload's page file holds, where that is not the payload as it was committed.
+
+        None also where the row is damaged: whoever then reads the file finds another digest.
+        """
+        value = self.ledger.get("pages", key)
+        with suppress(MemError):
+            form = decode_page(key, value)[1] if value is not None else None
+            return None if form is None else StoredForm(*msgspec.structs.astuple(form))
+        return None
 
     def has_payload(self, key: PayloadKey) -> bool:
         """Does any row name this payload?"""
@@ -297,5 +317,5 @@ def _owner(key: PayloadKey, *sealed: bytes | None) -> bytes | None:
     """The cube of a cache payload, by the first row of two that is whole."""
     for table, value in zip(("volatile", "pages"), sealed, strict=True):
         with suppress(MemError):
-            return unseal_value(table, key, value or b"")
+            return unseal_value(table, key, value or b"")[: len(key)]  # `pages` may go on
     return None

@@ -5,6 +5,7 @@ from typing import NamedTuple
 from libmem.abi.structs import CubeType
 from memosd.kernel.heat import Heat
 from memosd.kernel.namespace import Namespaces
+from memosd.kernel.pagefiles import PageFiles
 from memosd.kernel.pagetable import PageTable
 from memosd.kernel.param import Parameters
 from memosd.kernel.ports import Clock, Driver, FrameTier, Io, Tier
@@ -26,6 +27,7 @@ class Parts(NamedTuple):
     drivers: dict[CubeType, Driver]
     timers: Timers
     table: PageTable
+    pages: PageFiles
     prefixes: Prefixes
     namespaces: Namespaces
     residents: Residents

@@ -19,7 +19,9 @@ __all__ = [
     "Base",
     "Changes",
     "Clock",
+    "Coding",
     "Driver",
+    "Encoding",
     "Frame",
     "FrameTier",
     "Index",
@@ -94,12 +96,12 @@ class Store(Protocol):
 class Tier(Protocol):
     """A place that keeps payloads. Any thread.
 
-    Of the calls for one key only those that read (`load`, `read`, `verify`) overlap each other.
+    Of the calls for one key only those that read (`load`, `blocks`, `read`, `verify`) overlap.
     A `free` may come during one of them; it then gives the right bytes or an error.
 
-    MUST: `store` is atomic (all or nothing, also over a crash) and, where `is_durable`, durable
-    on return. `load` verifies every page before it returns, `read` every page it returns bytes
-    of. `free` of an absent key is no error.
+    MUST: `store` and `store_blocks` are atomic (all or nothing, also over a crash) and, where
+    `is_durable`, durable on return. `load` verifies every page before it returns, `read` and
+    `blocks` every page they return bytes of. `free` of an absent key is no error.
     """
 
     name: str
@@ -113,8 +115,19 @@ class Tier(Protocol):
         """Keep the first `manifest.size_bytes` bytes behind `fd`. Errors: ENOSPC, ENOMEM, EIO."""
         ...
 
+    def store_blocks(self, key: PayloadKey, blocks: Iterable[memoryview | bytes]) -> Manifest:
+        """Keep what comes block by block, of any sizes; returns what was kept.
+
+        Errors: as `store`, and whatever `blocks` raises; then nothing is kept.
+        """
+        ...
+
     def load(self, key: PayloadKey, fd: int, size_bytes: int, digest: bytes) -> None:
         """Copy the payload into writable memory behind `fd`. Errors: ENOENT, EIO, ECORRUPT."""
+        ...
+
+    def blocks(self, key: PayloadKey, size_bytes: int, digest: bytes) -> Iterator[bytes]:
+        """The payload block by block, each checked before it comes. Errors as `load`."""
         ...
 
     def read(self, key: PayloadKey, size_bytes: int, digest: bytes, limit_bytes: int) -> bytes:
@@ -199,6 +212,43 @@ class PrefixSource(Protocol):
         ...
 
 
+class Encoding(Protocol):
+    """A payload on its way into another form: its blocks, and afterwards what became of it."""
+
+    form: str
+    error: float
+    content_digest: bytes
+    """Of what the blocks will be decoded to."""
+
+    def __iter__(self) -> Iterator[memoryview | bytes]:
+        """Errors: UnfitError (it has to stay as it is), EIO."""
+        ...
+
+
+class Coding(Protocol):
+    """The smaller form that one payload may have below RAM; its type and header decide.
+
+    Any thread. A type whose payloads have one is not indexed: `Driver.indexed_bytes` is 0.
+    """
+
+    @property
+    def is_wanted(self) -> bool:
+        """Is the payload to be stored in that form?"""
+        ...
+
+    def encode(self, fd: int) -> Encoding:
+        """Of the payload behind `fd`, which never changes again. Errors: UnfitError."""
+        ...
+
+    def decode(self, form: str, blocks: Iterable[bytes], fd: int) -> None:
+        """The reverse, into zeroed memory behind `fd`.
+
+        MUST: the same blocks give the same bytes, on every machine.
+        Errors: ECORRUPT, EOPNOTSUPP (what it takes is not installed), EIO, ENOMEM.
+        """
+        ...
+
+
 class Driver(Protocol):
     """The top half of a memory type: validates and describes, never loads a model."""
 
@@ -228,6 +278,10 @@ class Driver(Protocol):
 
     def is_new_promise(self, old: Descriptive, new: Descriptive) -> bool:
         """Does `new` say more of a payload than `old`, against which it was checked? Fast."""
+        ...
+
+    def coding(self, attributes: dict[str, Any]) -> Coding | None:
+        """For the types whose payloads may have another form below RAM. The header was checked."""
         ...
 
     def index_text(self, payload: memoryview | bytes, descriptive: Descriptive) -> str | None:

@@ -14,7 +14,9 @@ import structlog
 
 from libmem.abi import failpoints
 from libmem.abi.errors import Errno, MemError
+from libmem.abi.structs import StoredForm
 from memosd.kernel.namespace import Namespace
+from memosd.kernel.pagefiles import Stored
 from memosd.kernel.parts import Parts
 from memosd.kernel.ports import PayloadKey
 from memosd.kernel.residents import Resident
@@ -37,6 +39,8 @@ class Reclaim:
         self._residents = parts.residents
         self._ram = parts.ram
         self._disk = parts.disk
+        self._pages = parts.pages
+        self._namespaces = parts.namespaces
         self._table = parts.table
         self._io = parts.io
         self._heat = parts.heat
@@ -197,18 +201,41 @@ class Reclaim:
         self._residents.hold(resident, "busy")
         self.storing.add(resident.key)
         failure: MemError | None = None
+        stored: Stored | None = None
         try:
-            await self._io.run(self._disk.store, resident.key, resident.frame.fd, manifest)
+            frame, coding = resident.frame, resident.coding
+            stored = await self._pages.store(resident.key, frame, manifest, coding)
+            # Where its unlink is under way, no row of it may come back.
+            is_named = self._table.has_payload(resident.key)
+            if stored is not None and stored.form is not None and is_named:
+                await self._record(resident, stored.form)
         except MemError as error:
             failure = error
-        self._written(resident, failure)
+        self._written(resident, stored, failure)
         if failure is None:
             done.resolve(None)
             return
         done.fail(failure)
         raise failure
 
-    def _written(self, resident: Resident, failure: MemError | None) -> None:
+    async def _record(self, resident: Resident, form: StoredForm) -> None:
+        """Say in the table what the file holds. Errors: ENOSPC, EIO, ECORRUPT.
+
+        Dirty until that is durable: should it fail, nothing would tell what lies in the file.
+        """
+        row = self._table.cube_row(resident.cube_id)
+        if row is None:
+            raise MemError(Errno.ECORRUPT, "the cube of a payload in RAM is missing")
+        space = self._namespaces.by_id(row.namespace)
+        whole_bytes = self._disk.charge_bytes(resident.frame.size_bytes)
+        failpoints.hit("writeback.form.before")
+        self._table.put_page_file(resident.key, resident.cube_id, form)
+        self._table.set_settled(resident.key)
+        self._namespaces.charge(space, self._disk.charge_bytes(form.size_bytes) - whole_bytes)
+        await self._table.ledger.durable()
+        resident.manifest = None
+
+    def _written(self, resident: Resident, stored: Stored | None, failure: MemError | None) -> None:
         key = resident.key
         del self._writing[key]
         self.storing.discard(key)
@@ -217,7 +244,10 @@ class Reclaim:
         elif resident.is_orphan:
             self._io.run(self._disk.free, key)
         else:
-            self._settle(resident)
+            if stored is not None:
+                self._heat.decide(resident.cube_id, "encode", stored.reason)
+            if resident.is_dirty:
+                self._settle(resident)
             self._heat.decide(
                 resident.cube_id,
                 "write-back",

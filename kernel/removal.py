@@ -46,6 +46,7 @@ class Removal:
         self._table = parts.table
         self._namespaces = parts.namespaces
         self._disk = parts.disk
+        self._pages = parts.pages
         self._clock = parts.clock
         self._cubes = cubes
         self._pager = pager
@@ -109,7 +110,7 @@ class Removal:
         freed = sum(version_charge(version) for version in doomed)
         for key, version in {v.payload_id: v for v in doomed}.items():
             if key not in shared:
-                freed += self._cubes.payload_charge(version.size_bytes, is_inline=version.is_inline)
+                freed += self._pages.charge_bytes(version)
                 self.drop_payload(key, is_inline=version.is_inline)
         self._namespaces.charge(space, -freed)
         return freed

@@ -11,7 +11,7 @@ from libmem.abi.digest import Manifest
 from libmem.abi.errors import Errno, MemError
 from memosd.kernel.namespace import Namespace
 from memosd.kernel.policies.policy import Policy
-from memosd.kernel.ports import Frame, PayloadKey
+from memosd.kernel.ports import Coding, Frame, PayloadKey
 
 __all__ = ["RamAccount", "Resident", "Residents"]
 
@@ -22,6 +22,7 @@ class Resident:
     __slots__ = (
         "busy",
         "charged_bytes",
+        "coding",
         "cube_id",
         "frame",
         "is_orphan",
@@ -43,6 +44,8 @@ class Resident:
         self.priority = 50
         self.manifest: Manifest | None = None
         """Set while the payload is dirty: in RAM only, to be written back."""
+        self.coding: Coding | None = None
+        """What makes the form that it is to be written back in, if not its own."""
         self.pins = 0
         self.maps = 0
         self.busy = 0

@@ -10,7 +10,8 @@ Fields are only ever appended, with defaults; docs/format.md lists them.
     cubes       cube id           -> CubeRow, its current version inside
     history     cube id, version  -> VersionRow of an older version
     payloads    payload id        -> a small payload itself (checked by its digest, not sealed)
-    pages       payload id        -> cube id: a payload that has, or will have, a page file
+    pages       payload id        -> cube id: a payload that has, or will have, a page file;
+                                     then, if that holds another form of it, a FormRow
     volatile    payload id        -> cube id: a cache payload that is in RAM only
     quarantine  payload id        -> the problem, as text
     expiry      time ns, cube id  -> empty
@@ -41,12 +42,15 @@ __all__ = [
     "TABLES",
     "CubeRow",
     "EventRow",
+    "FormRow",
     "HeatRow",
     "LogRow",
     "NamespaceRow",
     "PrefixRow",
     "VersionRow",
+    "decode_page",
     "decode_row",
+    "encode_page",
     "encode_row",
     "seal_value",
     "unseal_value",
@@ -70,6 +74,7 @@ TABLES: Final = (
     "prefixes",
 )
 _CHECKSUM_BYTES: Final = 8
+_ID_BYTES: Final = 16
 
 
 class Row(msgspec.Struct, array_like=True):
@@ -125,6 +130,18 @@ class NamespaceRow(Row):
     """disk_bytes and cubes; RAM is counted in memory only."""
 
 
+class FormRow(Row):
+    """What a page file holds instead of the payload as it was committed."""
+
+    form: str
+    size_bytes: int
+    digest: bytes
+    """Of the file's content, encoded."""
+    error: float
+    content_digest: bytes
+    """Of what decoding it gives."""
+
+
 class EventRow(Row):
     """An event with what is needed to decide who may see it."""
 
@@ -176,7 +193,7 @@ RowT = TypeVar("RowT", bound=Row)
 _encoder = msgspec.msgpack.Encoder()
 _decoders: dict[type[Row], msgspec.msgpack.Decoder[Any]] = {
     row: msgspec.msgpack.Decoder(row)
-    for row in (CubeRow, VersionRow, NamespaceRow, LogRow, HeatRow, PrefixRow)
+    for row in (CubeRow, VersionRow, NamespaceRow, FormRow, LogRow, HeatRow, PrefixRow)
 }
 
 
@@ -200,7 +217,10 @@ def encode_row(key: bytes, row: Row) -> bytes:
 
 def decode_row(row: type[RowT], table: str, key: bytes, value: bytes) -> RowT:
     """Errors: ECORRUPT."""
-    body = unseal_value(table, key, value)
+    return _decoded(row, table, key, unseal_value(table, key, value))
+
+
+def _decoded(row: type[RowT], table: str, key: bytes, body: bytes) -> RowT:
     try:
         decoded: RowT = _decoders[row].decode(body)
     except msgspec.DecodeError as error:
@@ -208,6 +228,18 @@ def decode_row(row: type[RowT], table: str, key: bytes, value: bytes) -> RowT:
             Errno.ECORRUPT, f"a row of {table} cannot be read: {error}", key=key.hex()
         ) from None
     return decoded
+
+
+def encode_page(key: bytes, cube_id: bytes, form: FormRow | None) -> bytes:
+    """A value of `pages`."""
+    return seal_value(key, cube_id + (b"" if form is None else _encoder.encode(form)))
+
+
+def decode_page(key: bytes, value: bytes) -> tuple[bytes, FormRow | None]:
+    """Cube id and form. Errors: ECORRUPT."""
+    body = unseal_value("pages", key, value)
+    cube_id, form = body[:_ID_BYTES], body[_ID_BYTES:]
+    return cube_id, _decoded(FormRow, "pages", key, form) if form else None
 
 
 def version_key(cube_id: bytes, version: int) -> bytes:

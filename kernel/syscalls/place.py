@@ -228,17 +228,19 @@ def sys_explain(context: Context, request: c.Explain) -> c.ExplainReply:
     resident = kernel.parts.residents.find(cube.key)
     return c.ExplainReply(
         stat=context.describe(cube),
-        residency=_residency(cube, resident),
+        residency=_residency(context, cube, resident),
         decisions=kernel.parts.heat.row(cube.id).decisions,
     )
 
 
-def _residency(cube: Cube, resident: Resident | None) -> str:
+def _residency(context: Context, cube: Cube, resident: Resident | None) -> str:
     """One line for people."""
+    form = context.kernel.parts.table.stored_form(cube.key)
+    shown = f" as {form.form}, error {form.error:.4f}" if form is not None else ""
     if resident is None:
         place = "in the table" if cube.version.is_inline else "in a page file"
-        return f"on disk, {place}; the next map or pin reads and verifies it"
-    state = "dirty, to be written back" if resident.is_dirty else "clean, also on disk"
+        return f"on disk, {place}{shown}; the next map or pin reads and verifies it"
+    state = "dirty, to be written back" if resident.is_dirty else f"clean, also on disk{shown}"
     if resident.pins or resident.maps:
         return f"in RAM ({state}); held by {resident.pins} pins and {resident.maps} mappings"
     return f"in RAM ({state}); evictable, priority {resident.priority}"

@@ -193,7 +193,7 @@ async def _payload_problem(context: Context, cube: Cube) -> MemError | None:
         if version.is_inline and version.size_bytes:
             parts.table.payload(version)
         elif version.size_bytes and cube.key not in parts.table.volatile:
-            await parts.io.run(parts.disk.verify, cube.key, version.size_bytes, version.digest)
+            await parts.pages.verify(version)
     except MemError as error:
         return error
     return None

@@ -74,7 +74,7 @@ _MADE = (
     E.ECORRUPT,
     E.EMODEL,
 )
-_FAULT = (*_NAME, E.ENOMEM, E.EDQUOT, E.ECORRUPT, E.EMFILE)
+_FAULT = (*_NAME, E.ENOMEM, E.EDQUOT, E.ECORRUPT, E.EMFILE, E.EOPNOTSUPP)
 
 
 SYSCALLS: Final[tuple[Syscall, ...]] = (
@@ -170,7 +170,7 @@ SYSCALLS: Final[tuple[Syscall, ...]] = (
     ),
     Syscall(
         18, "migrate_cube", c.MigrateCube, c.MigrateReply, Access.WRITE,
-        (*_FAULT, E.EBUSY, E.ENOSPC, E.EOPNOTSUPP),
+        (*_FAULT, E.EBUSY, E.ENOSPC),
         "Move a cube's payload to a tier: `ram` faults it in, `disk` writes it back and evicts it.",
         blocks=True,
     ),

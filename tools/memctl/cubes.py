@@ -12,7 +12,7 @@ import typer
 from libmem.abi.calls import HistoryCube, Readdir, RenameCube, StatCube, UnlinkCube
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.limits import READDIR_MAX
-from libmem.abi.structs import NamespaceStat, Stat, Value
+from libmem.abi.structs import NamespaceStat, Stat, StoredForm, Value
 from memosd.tools.memctl.command import Session, command
 from memosd.tools.memctl.completion import complete_cube
 from memosd.tools.memctl.output import Column, plain
@@ -226,6 +226,7 @@ def _facts(stat: Stat) -> list[tuple[str, str]]:
         ("created", local_time(stat.created_ns)),
         ("modified", local_time(stat.modified_ns)),
         ("tiers", ", ".join(stat.tiers)),
+        ("on disk", _form(stat.stored)),
         ("durability", str(stat.durability)),
         ("owner", f"{owner(rules.owner_uid)} (uid {rules.owner_uid}, gid {rules.owner_gid})"),
         ("mode", f"{rules.mode:04o} {mode_text(rules.mode)}"),
@@ -248,6 +249,13 @@ def _facts(stat: Stat) -> list[tuple[str, str]]:
         ("held by", f"{counted(stat.pins, 'pin')}, {counted(stat.maps, 'mapping')}"),
         ("state", "QUARANTINED: never served" if stat.is_quarantined else ""),
     ]
+
+
+def _form(form: StoredForm | None) -> str:
+    if form is None:
+        return ""
+    digest = f"read back as xxh3-128 {form.content_digest.hex()}"
+    return f"{form.form}, {human_bytes(form.size_bytes)}, error {form.error:.4f}, {digest}"
 
 
 _VERSIONS: Final[tuple[Column[Stat], ...]] = (

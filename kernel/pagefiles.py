@@ -1,0 +1,113 @@
+"""Page files: payloads on their way to and from the disk tier, each in the form its row says.
+
+Most lie there as they were committed. A type may have a smaller form for its payloads
+(`ports.Coding`): then the row in `pages` says which form, and its size, digest and error. What is
+read is checked against the digest of its form before it is decoded, and what was decoded against
+the digest that was found when it was encoded. Kernel thread only; bytes move on I/O threads.
+"""
+
+from typing import Any, NamedTuple
+
+from libmem.abi.coding import UnfitError
+from libmem.abi.digest import Manifest
+from libmem.abi.errors import Errno, MemError
+from libmem.abi.structs import CubeType, StoredForm
+from memosd.kernel.pagetable import Cube, PageTable
+from memosd.kernel.ports import Coding, Driver, Frame, FrameTier, Io, PayloadKey, Tier
+from memosd.kernel.rows import VersionRow
+
+__all__ = ["PageFiles", "Stored"]
+
+_MIB = 1 << 20
+
+
+class Stored(NamedTuple):
+    """What became of a payload that was to be stored in another form."""
+
+    form: StoredForm | None
+    """None: it stays as it is."""
+    reason: str
+    """For people: the error, or why not."""
+
+
+class PageFiles:
+    """The disk tier, by the rows of `pages`."""
+
+    def __init__(
+        self, table: PageTable, tiers: tuple[FrameTier, Tier], io: Io,
+        drivers: dict[CubeType, Driver],
+    ) -> None:  # fmt: skip
+        self._table = table
+        self._ram, self._disk = tiers
+        self._io = io
+        self._drivers = drivers
+
+    def coding(self, cube_type: CubeType, attributes: dict[str, Any]) -> Coding | None:
+        """What makes the form that such a payload shall have on disk; None: as it is."""
+        coding = self._drivers[cube_type].coding(attributes)
+        return coding if coding is not None and coding.is_wanted else None
+
+    def charge_bytes(self, version: VersionRow) -> int:
+        """What a payload costs on disk, by its rows."""
+        if version.is_inline:
+            return version.size_bytes
+        form = self._table.stored_form(version.payload_id)
+        return self._disk.charge_bytes(version.size_bytes if form is None else form.size_bytes)
+
+    async def store(
+        self, key: PayloadKey, frame: Frame, manifest: Manifest, coding: Coding | None
+    ) -> Stored | None:
+        """Put a sealed frame on disk; None where no other form was asked for. Its row is the
+        caller's. Errors: ENOSPC, ENOMEM, EIO."""
+        stored = None
+        if coding is not None:
+            stored = await self._io.run(self._encode, key, frame, coding)
+            if stored.form is not None:
+                return stored
+        await self._io.run(self._disk.store, key, frame.fd, manifest)
+        return stored
+
+    def _encode(self, key: PayloadKey, frame: Frame, coding: Coding) -> Stored:
+        try:
+            encoding = coding.encode(frame.fd)
+            manifest = self._disk.store_blocks(key, encoding)
+        except UnfitError as unfit:
+            return Stored(None, f"stays as it is: {unfit}")
+        form = StoredForm(
+            encoding.form,
+            manifest.size_bytes,
+            manifest.digest,
+            encoding.error,
+            encoding.content_digest,
+        )
+        sizes = f"{frame.size_bytes / _MIB:.1f} -> {form.size_bytes / _MIB:.1f} MiB"
+        return Stored(form, f"{form.form}: error {form.error:.4f}, {sizes}")
+
+    async def load(self, cube: Cube, frame: Frame) -> None:
+        """Fill a fresh frame of the payload's size. Errors: ENOENT, EIO, ENOMEM, ECORRUPT,
+        EOPNOTSUPP (this daemon cannot decode it)."""
+        form = self._table.stored_form(cube.key)
+        if form is None:
+            version = cube.version
+            await self._io.run(
+                self._disk.load, cube.key, frame.fd, version.size_bytes, version.digest
+            )
+            self._ram.seal(frame, frame.size_bytes)
+            return
+        coding = self._drivers[cube.row.type].coding(cube.version.attributes)
+        if coding is None:
+            raise MemError(Errno.EOPNOTSUPP, f"nothing decodes a {cube.row.type} cube")
+        await self._io.run(self._decode, cube.key, frame, form, coding)
+
+    def _decode(self, key: PayloadKey, frame: Frame, form: StoredForm, coding: Coding) -> None:
+        blocks = self._disk.blocks(key, form.size_bytes, form.digest)
+        coding.decode(form.form, blocks, frame.fd)
+        self._ram.seal(frame, frame.size_bytes)
+        if self._ram.hash(frame).digest != form.content_digest:
+            raise MemError(Errno.ECORRUPT, "it decodes to something else than it did once")
+
+    async def verify(self, version: VersionRow) -> None:
+        """Check what lies on disk. Errors: ENOENT, EIO, ECORRUPT."""
+        form = self._table.stored_form(version.payload_id)
+        shown = version if form is None else form
+        await self._io.run(self._disk.verify, version.payload_id, shown.size_bytes, shown.digest)
