@@ -205,9 +205,7 @@ class Reclaim:
         try:
             frame, coding = resident.frame, resident.coding
             stored = await self._pages.store(resident.key, frame, manifest, coding)
-            # Where its unlink is under way, no row of it may come back.
-            is_named = self._table.has_payload(resident.key)
-            if stored is not None and stored.form is not None and is_named:
+            if stored is not None and stored.form is not None:
                 await self._record(resident, stored.form)
         except MemError as error:
             failure = error
@@ -223,6 +221,11 @@ class Reclaim:
 
         Dirty until that is durable: should it fail, nothing would tell what lies in the file.
         """
+        if not self._table.has_payload(resident.key):
+            # Its unlink is under way: either it is an orphan afterwards, or that failed and so
+            # does this. No row of it may come back by us.
+            await self._table.ledger.durable()
+            return
         row = self._table.cube_row(resident.cube_id)
         if row is None:
             raise MemError(Errno.ECORRUPT, "the cube of a payload in RAM is missing")

@@ -17,7 +17,15 @@ from memosd.drivers.tiers.ram import RamFrame, RamTier
 from memosd.kernel.fills import Fill
 from memosd.kernel.kernel import Kernel
 from memosd.kernel.ports import Tier
-from memosd.kernel.rows import CubeRow, PrefixRow, VersionRow, decode_row, unseal_value
+from memosd.kernel.rows import (
+    CubeRow,
+    FormRow,
+    PrefixRow,
+    VersionRow,
+    decode_page,
+    decode_row,
+    unseal_value,
+)
 
 __all__ = ["ROW_BYTES", "CountedRam", "check_always", "check_at_rest", "cubes_of", "usage_of"]
 
@@ -112,9 +120,14 @@ def usage_of(kernel: Kernel, namespace: int) -> tuple[int, int]:
         for version in {v.payload_id: v for v in versions}.values():
             size_bytes = version.size_bytes
             if not version.is_inline:
-                size_bytes = kernel.parts.disk.charge_bytes(size_bytes)
+                form = _form_of(kernel, version.payload_id)
+                size_bytes = kernel.parts.disk.charge_bytes(form.size_bytes if form else size_bytes)
             used_bytes += size_bytes
     return used_bytes, cubes
+
+
+def _form_of(kernel: Kernel, key: bytes) -> FormRow | None:
+    return decode_page(key, kernel.parts.table.ledger.get("pages", key) or b"")[1]
 
 
 def _check_frames(kernel: Kernel, ram: CountedRam) -> None:
