@@ -12,8 +12,6 @@ from contextlib import suppress
 from itertools import islice
 from typing import Final, NamedTuple
 
-import msgspec
-
 from libmem.abi.digest import digest_of
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.names import NameRef
@@ -23,7 +21,6 @@ from memosd.kernel.log import Log
 from memosd.kernel.ports import Clock, PayloadKey, Store
 from memosd.kernel.rows import (
     CubeRow,
-    FormRow,
     VersionRow,
     decode_page,
     decode_row,
@@ -250,18 +247,13 @@ class PageTable:
         self, key: PayloadKey, cube_id: bytes, form: StoredForm | None = None
     ) -> None:
         """A payload lies, or will lie, in a page file; there it has this form."""
-        row = None if form is None else FormRow(*msgspec.structs.astuple(form))
-        self.ledger.put("pages", key, encode_page(key, cube_id, row))
+        self.ledger.put("pages", key, encode_page(key, cube_id, form))
 
     def stored_form(self, key: PayloadKey) -> StoredForm | None:
-        """What a payload's page file holds, where that is not the payload as it was committed.
-
-        None also where the row is damaged: whoever then reads the file finds another digest.
-        """
-        value = self.ledger.get("pages", key)
+        """What its page file holds instead of the payload itself; None also where the row is
+        damaged: whoever then reads the file finds another digest."""
         with suppress(MemError):
-            form = decode_page(key, value)[1] if value is not None else None
-            return None if form is None else StoredForm(*msgspec.structs.astuple(form))
+            return decode_page(key, self.ledger.get("pages", key) or b"")[1]
         return None
 
     def has_payload(self, key: PayloadKey) -> bool:

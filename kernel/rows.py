@@ -34,6 +34,7 @@ from libmem.abi.structs import (
     EventKind,
     Quota,
     Sensitivity,
+    StoredForm,
     Usage,
 )
 
@@ -131,7 +132,7 @@ class NamespaceRow(Row):
 
 
 class FormRow(Row):
-    """What a page file holds instead of the payload as it was committed."""
+    """What a page file holds instead of the payload as it was committed: a `StoredForm`."""
 
     form: str
     size_bytes: int
@@ -230,16 +231,19 @@ def _decoded(row: type[RowT], table: str, key: bytes, body: bytes) -> RowT:
     return decoded
 
 
-def encode_page(key: bytes, cube_id: bytes, form: FormRow | None) -> bytes:
+def encode_page(key: bytes, cube_id: bytes, form: StoredForm | None) -> bytes:
     """A value of `pages`."""
-    return seal_value(key, cube_id + (b"" if form is None else _encoder.encode(form)))
+    row = b"" if form is None else _encoder.encode(FormRow(*msgspec.structs.astuple(form)))
+    return seal_value(key, cube_id + row)
 
 
-def decode_page(key: bytes, value: bytes) -> tuple[bytes, FormRow | None]:
+def decode_page(key: bytes, value: bytes) -> tuple[bytes, StoredForm | None]:
     """Cube id and form. Errors: ECORRUPT."""
     body = unseal_value("pages", key, value)
-    cube_id, form = body[:_ID_BYTES], body[_ID_BYTES:]
-    return cube_id, _decoded(FormRow, "pages", key, form) if form else None
+    cube_id, row = body[:_ID_BYTES], body[_ID_BYTES:]
+    if not row:
+        return cube_id, None
+    return cube_id, StoredForm(*msgspec.structs.astuple(_decoded(FormRow, "pages", key, row)))
 
 
 def version_key(cube_id: bytes, version: int) -> bytes:

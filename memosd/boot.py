@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from libmem.abi.errors import Errno, MemError
+from libmem.abi.kv import KvForm, KvStored
 from libmem.abi.paths import FD_SOCKET
 from memosd.config import Config
 from memosd.descriptors import Descriptors, share_out
+from memosd.drivers.activation.top import ActivationDriver
 from memosd.drivers.plaintext.index import LexicalIndex
 from memosd.drivers.store import LmdbStore
-from memosd.drivers.table import DRIVERS
+from memosd.drivers.table import DRIVERS, TopHalf
 from memosd.drivers.tiers.disk import DiskTier
 from memosd.drivers.tiers.ram import RamTier
 from memosd.fdroad import check_runtime_dir
@@ -89,7 +91,7 @@ def boot(config: Config) -> Daemon:
         store=store,
         ram=RamTier(share.end_of_frames),
         disk=disk,
-        drivers={driver.type: driver for driver in DRIVERS},
+        drivers={driver.type: driver for driver in _drivers(config)},
         lexicon=LexicalIndex(config.store.data_dir / "index.db"),
         index_io=index_io,
         commit_io=commit_io,
@@ -99,6 +101,13 @@ def boot(config: Config) -> Daemon:
     io.run(disk.remove_leftovers)
     server.kernel.start()
     return Daemon(server, (io, index_io, commit_io), wakeup, store, (data_lock, runtime_lock))
+
+
+def _drivers(config: Config) -> list[TopHalf]:
+    """The list of drivers; those that have settings are made anew with them."""
+    stored = KvStored(KvForm(config.kv.store_as), config.kv.error_max)
+    activation = ActivationDriver(stored)
+    return [activation if row.type is activation.type else row for row in DRIVERS]
 
 
 def _tell_of_probe(reason: str) -> None:

@@ -24,6 +24,7 @@ __all__ = [
     "Behaviour",
     "Config",
     "Disk",
+    "Kv",
     "Limits",
     "Listen",
     "Log",
@@ -53,6 +54,7 @@ Octal = Annotated[str, Meta(pattern=r"^0[0-7]{3}$")]
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 Seconds = Annotated[float, Meta(ge=0.01, le=86_400)]
 Share = Annotated[float, Meta(ge=0.01, le=1.0)]
+Error = Annotated[float, Meta(gt=0.0, le=1.0)]
 Quota = Annotated[int, Meta(ge=0, le=1 << 50)]
 
 
@@ -97,6 +99,13 @@ class Disk(_Section, frozen=True, kw_only=True):
 
     budget_bytes: Annotated[int, Meta(ge=64 * KIB, le=1 << 50)] = 64 * GIB
     inline_limit_bytes: Annotated[int, Meta(ge=0, le=64 * KIB)] = 16 * KIB
+
+
+class Kv(_Section, frozen=True, kw_only=True):
+    """KV caches whose header does not say how they may lie on disk."""
+
+    store_as: Literal["exact", "int8"] = "exact"
+    error_max: Error = 0.02
 
 
 class Limits(_Section, frozen=True, kw_only=True):
@@ -148,6 +157,7 @@ class Config(_Section, frozen=True, kw_only=True):
     store: Store = Store()
     ram: Ram = field(default_factory=Ram)
     disk: Disk = Disk()
+    kv: Kv = Kv()
     limits: Limits = Limits()
     namespaces: Namespaces = Namespaces()
     behaviour: Behaviour = Behaviour()

@@ -11,7 +11,7 @@ from typing import TypeVar
 import lmdb
 
 from libmem.abi.digest import digest_of
-from libmem.abi.structs import CubeType, Descriptive
+from libmem.abi.structs import CubeType, Descriptive, StoredForm
 from libmem.abi.wire import encode
 from memosd.drivers.tiers.disk import DiskTier
 from memosd.drivers.tiers.pagefile import file_bytes
@@ -23,6 +23,7 @@ from memosd.kernel.rows import (
     PrefixRow,
     Row,
     VersionRow,
+    decode_page,
     decode_row,
     unseal_value,
 )
@@ -62,6 +63,10 @@ class _Tables:
 
     def sealed(self, table: str) -> dict[bytes, bytes]:
         return {key: unseal_value(table, key, value) for key, value in self.raw[table].items()}
+
+    def pages(self) -> dict[bytes, tuple[bytes, StoredForm | None]]:
+        """Cube id and form of every page file."""
+        return {key: decode_page(key, value) for key, value in self.raw["pages"].items()}
 
 
 def audit(data_dir: Path) -> None:
@@ -147,13 +152,17 @@ def _check_page_files(
         for version in found
         if not version.is_inline
     }
-    assert tables.sealed("pages") == {key: owner for key, (owner, _) in owners.items()}
+    pages = tables.pages()
+    assert {key: owner for key, (owner, _) in pages.items()} == {
+        key: owner for key, (owner, _) in owners.items()
+    }
     assert tables.raw["volatile"] == {}, "all was written back at the end"
     files = {path.name for path in data_dir.glob("pages/*/*")}
     assert files == {f"{key.hex()}.page" for key in owners}
     disk = DiskTier(data_dir)
     for key, (_, version) in owners.items():
-        disk.verify(key, version.size_bytes, version.digest)
+        stored = pages[key][1] or version
+        disk.verify(key, stored.size_bytes, stored.digest)
 
 
 def _check_usage(
@@ -163,15 +172,20 @@ def _check_usage(
     used: defaultdict[int, int] = defaultdict(int)
     for cube_id, row in cubes.items():
         payloads = {version.payload_id: version for version in versions[cube_id]}
-        used[row.namespace] += sum(_payload_charge(version) for version in payloads.values())
+        used[row.namespace] += sum(
+            _payload_charge(version, tables.pages().get(key)) for key, version in payloads.items()
+        )
         used[row.namespace] += sum(_row_charge(version) for version in versions[cube_id])
     for key, space in tables.rows("namespaces", NamespaceRow).items():
         number = int.from_bytes(key, "big")
         assert (space.usage.cubes, space.usage.disk_bytes) == (counts[number], used[number])
 
 
-def _payload_charge(version: VersionRow) -> int:
-    return version.size_bytes if version.is_inline else file_bytes(version.size_bytes)
+def _payload_charge(version: VersionRow, page: tuple[bytes, StoredForm | None] | None) -> int:
+    if version.is_inline:
+        return version.size_bytes
+    assert page is not None
+    return file_bytes((page[1] or version).size_bytes)
 
 
 def _row_charge(version: VersionRow) -> int:

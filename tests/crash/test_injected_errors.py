@@ -19,6 +19,8 @@ MIB = 1 << 20
         ("page.fsync.before", 4, "eio"),
         ("page.rename.before", 3, "enospc"),
         ("page.rename.after", 2, "eio"),
+        ("page.blocks.before", 2, "eio"),
+        ("page.blocks.between", 4, "enospc"),
         ("store.stage", 20, "enospc"),
         ("store.commit.before", 20, "enospc"),
         ("store.commit.before", 30, "eio"),

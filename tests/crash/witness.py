@@ -13,9 +13,13 @@ import random
 import threading
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 import libmem
 from libmem import CubeType, Durability
 from libmem.abi.errors import Errno, MemError
+from libmem.operations import CubeOptions
+from tests.caches import Array, attributes_of, header_of, payload_of, wavy
 from tests.e2e.daemon import PATIENCE_S, Daemon
 
 __all__ = ["LARGE", "State", "Witness", "state_of"]
@@ -112,6 +116,7 @@ class Witness(threading.Thread):
             [self._write_small] * 4
             + [self._write_large] * 2
             + [self._fill, self._cache, self._unlink, self._rename, self._sync]
+            + [self._int8, self._int8_cache]
         )
 
     def _write_small(self, client: libmem.Client) -> bool:
@@ -154,6 +159,15 @@ class Witness(threading.Thread):
             {},
             lambda: client.write(name, payload, type=CubeType.BLOB, durability=Durability.CACHE),
         )
+
+    def _int8(self, client: libmem.Client) -> bool:
+        name, (payload, fields) = self._pick("kv"), self._kv(Durability.DURABLE)
+        return self._change({name: payload}, lambda: client.write(name, payload, **fields))
+
+    def _int8_cache(self, client: libmem.Client) -> bool:
+        name, (payload, fields) = f"/t/{self.number}/kv-cache", self._kv(Durability.CACHE)
+        self._cached.setdefault(name, {None}).add(payload)
+        return self._change({}, lambda: client.write(name, payload, **fields))
 
     def _sync(self, client: libmem.Client) -> bool:
         def sync() -> None:
@@ -203,6 +217,20 @@ class Witness(threading.Thread):
         """Text with a word that no other payload has."""
         return f"w{self.number}x{self._turn} ".encode().ljust(size_bytes, b".")
 
+    def _kv(self, durability: Durability) -> tuple[bytes, CubeOptions]:
+        """A KV cache to be stored as int8, which gives such values back exactly."""
+        header = header_of(LARGE // 400)
+
+        def plane(number: int, rows: int, dim: int) -> Array:
+            return np.broadcast_to(wavy(self._turn + number, 1, dim), (rows, dim))
+
+        payload = payload_of(header, plane)
+        return payload, {
+            "type": CubeType.ACTIVATION,
+            "attributes": attributes_of(header),
+            "durability": durability,
+        }
+
     # -- comparing -----------------------------------------------------------------------------
 
     def verify(self, client: libmem.Client) -> None:
@@ -230,6 +258,8 @@ class Witness(threading.Thread):
         for name in self._there():
             (payload,) = self._states[name]
             assert payload is not None
+            if not payload.startswith(b"w"):
+                continue  # no words: a KV cache
             word = payload.split(maxsplit=1)[0].decode()
             hits = [hit.name for hit in client.search(word, under=f"/t/{self.number}")]
             assert hits == [name], f"{word} is in {name}"

@@ -72,6 +72,41 @@ def test_the_beginning_comes_back_alone(tier: Tier, memory: Memory, size_bytes: 
         assert start == content[:limit_bytes]
 
 
+@pytest.mark.parametrize("size_bytes", SIZES)
+@pytest.mark.parametrize("piece_bytes", [1000, PAGE_BYTES - 1, PAGE_BYTES, 5 * PAGE_BYTES])
+def test_blocks_go_in_and_come_back(
+    tier: Tier, memory: Memory, size_bytes: int, piece_bytes: int
+) -> None:
+    content = os.urandom(size_bytes)
+    pieces = [content[at : at + piece_bytes] for at in range(0, size_bytes, piece_bytes)]
+    assert tier.store_blocks(KEY, iter(pieces)) == manifest_of(content)
+    assert load(tier, memory, content) == content, "as if it had come at once"
+    assert b"".join(tier.blocks(KEY, size_bytes, digest_of(content))) == content
+
+
+def test_blocks_that_end_in_an_error_leave_what_was_there(tier: Tier, memory: Memory) -> None:
+    def blocks() -> Iterator[bytes]:
+        yield b"some"
+        raise LookupError
+
+    for before in ([], [KEY]):
+        with pytest.raises(LookupError):
+            tier.store_blocks(KEY, blocks())
+        assert list(tier.keys()) == before
+        if before:
+            assert load(tier, memory, b"words") == b"words"
+        store(tier, memory, b"words")
+
+
+def test_another_payload_than_asked_for_gives_no_block(tier: Tier, memory: Memory) -> None:
+    store(tier, memory, b"this one")
+    for size_bytes, digest in [(8, digest_of(b"that one")), (7, digest_of(b"this on"))]:
+        with raises(Errno.ECORRUPT):
+            next(tier.blocks(KEY, size_bytes, digest))
+    with raises(Errno.ENOENT):
+        next(tier.blocks(OTHER, 8, digest_of(b"this one")))
+
+
 def test_nothing_is_there_before_and_after(tier: Tier, memory: Memory) -> None:
     def assert_absent() -> None:
         with raises(Errno.ENOENT):

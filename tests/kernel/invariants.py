@@ -12,14 +12,13 @@ from typing import Any
 import msgspec
 
 from libmem.abi.kv import KvHeader
-from libmem.abi.structs import CubeType, Descriptive
+from libmem.abi.structs import CubeType, Descriptive, StoredForm
 from memosd.drivers.tiers.ram import RamFrame, RamTier
 from memosd.kernel.fills import Fill
 from memosd.kernel.kernel import Kernel
 from memosd.kernel.ports import Tier
 from memosd.kernel.rows import (
     CubeRow,
-    FormRow,
     PrefixRow,
     VersionRow,
     decode_page,
@@ -126,7 +125,7 @@ def usage_of(kernel: Kernel, namespace: int) -> tuple[int, int]:
     return used_bytes, cubes
 
 
-def _form_of(kernel: Kernel, key: bytes) -> FormRow | None:
+def _form_of(kernel: Kernel, key: bytes) -> StoredForm | None:
     return decode_page(key, kernel.parts.table.ledger.get("pages", key) or b"")[1]
 
 

@@ -20,6 +20,7 @@ NAME = "00112233445566778899aabbccddeeff.page"
 CONTENT = b"words " * 50_000
 BEFORE_RENAME = ["page.write.before", "page.write.half", "page.fsync.before", "page.rename.before"]
 POINTS = [*BEFORE_RENAME, "page.rename.after"]
+BLOCKS = ["page.blocks.before", "page.blocks.between"]
 
 CHILD = """
 import os, sys
@@ -160,6 +161,21 @@ def test_a_failed_write_leaves_nothing(
     verify(disk)
 
 
+@pytest.mark.parametrize("point", BLOCKS)
+@pytest.mark.parametrize(("action", "expected"), [("enospc", Errno.ENOSPC), ("eio", Errno.EIO)])
+def test_blocks_that_cannot_be_written_leave_nothing(
+    disk: DiskTier, point: str, action: str, expected: Errno
+) -> None:
+    failpoints.arm(f"{point}={action}")
+    with raises(expected):
+        disk.store_blocks(KEY, [CONTENT[:1000], CONTENT[1000:]])
+    assert list(disk.keys()) == []
+    assert disk.remove_leftovers() == 0
+    failpoints.disarm()
+    disk.store_blocks(KEY, [CONTENT[:1000], CONTENT[1000:]])
+    verify(disk)
+
+
 @pytest.mark.parametrize("call", ["fsync", "rename"])
 def test_the_disks_own_errors_are_eio(
     disk: DiskTier, memory: Memory, tmp_path: Path, call: str, monkeypatch: pytest.MonkeyPatch
@@ -222,6 +238,21 @@ def test_the_page_at_fault_is_named(disk: DiskTier, memory: Memory, tmp_path: Pa
     with raises(Errno.ECORRUPT) as caught:
         disk.load(KEY, memory.blank(len(content)), len(content), digest_of(content))
     assert caught.value.detail == {"page": 2}
+
+
+def test_blocks_come_up_to_the_damaged_page_and_no_further(
+    file: Path, disk: DiskTier, memory: Memory
+) -> None:
+    content = os.urandom(3 * PAGE_BYTES)
+    disk.store(KEY, memory.holding(content), manifest_of(content))
+    with file.open("r+b") as damaged:
+        damaged.seek(PAGE_BYTES + 17)
+        damaged.write(bytes([content[PAGE_BYTES + 17] ^ 1]))
+    blocks = disk.blocks(KEY, len(content), digest_of(content))
+    assert next(blocks) == content[:PAGE_BYTES]
+    with raises(Errno.ECORRUPT) as caught:
+        next(blocks)
+    assert caught.value.detail == {"page": 1}
 
 
 def test_damage_on_the_way_into_memory_is_found(
