@@ -19,6 +19,7 @@ from libmem.abi.structs import (
     Durability,
     EventKind,
     Sensitivity,
+    StoredForm,
 )
 from libmem.abi.wire import FdTag, encode, encode_error, encode_reply, encode_request
 from memosd.drivers.plaintext.index import LexicalIndex
@@ -28,10 +29,12 @@ from memosd.kernel.rows import (
     TABLES,
     CubeRow,
     EventRow,
+    FormRow,
     HeatRow,
     LogRow,
     NamespaceRow,
     VersionRow,
+    encode_page,
     encode_row,
     seal_value,
 )
@@ -48,7 +51,15 @@ CUBE_ID = bytes.fromhex("01a203df5e660a1040ba8ce6492933ca")
 PAGE_FILE_ID = bytes.fromhex("01a203df5e660a1040ba8ce6492933cb")
 TIME_NS = 1_795_361_300_000_000_000
 EVENT_KEY = (1).to_bytes(8, "big") * 2
-ROWS: list[type[msgspec.Struct]] = [CubeRow, VersionRow, NamespaceRow, LogRow, EventRow, HeatRow]
+ROWS: list[type[msgspec.Struct]] = [
+    CubeRow,
+    VersionRow,
+    NamespaceRow,
+    FormRow,
+    LogRow,
+    EventRow,
+    HeatRow,
+]
 
 VERSION = VersionRow(
     version=1,
@@ -90,6 +101,13 @@ EVENT = EventRow(
     mode=0o600,
     namespace=1,
 )
+FORM = StoredForm(
+    form="int8",
+    size_bytes=20_480,
+    digest=manifest_of(bytes(20_480)).digest,
+    error=0.0078125,
+    content_digest=manifest_of(bytes(69_632)).digest,
+)
 NOBODY = MemError(Errno.ENOENT, "no such cube", cube=NAME)
 
 BYTES: dict[str, Callable[[], bytes]] = {
@@ -103,6 +121,7 @@ BYTES: dict[str, Callable[[], bytes]] = {
     "names value": lambda: seal_value(NAME.encode(), CUBE_ID),
     "payloads value": lambda: PAYLOAD,
     "cubes value": lambda: encode_row(CUBE_ID, CUBE),
+    "pages value": lambda: encode_page(PAGE_FILE_ID, CUBE_ID, FORM),
     "log key": lambda: EVENT_KEY,
     "log value": lambda: encode_row(EVENT_KEY, LogRow((EVENT,))),
 }

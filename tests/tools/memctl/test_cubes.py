@@ -15,7 +15,7 @@ from libmem.abi.calls import (
     UnlinkReply,
 )
 from libmem.abi.errors import Errno, MemError
-from libmem.abi.structs import NamespaceStat, Quota, Usage
+from libmem.abi.structs import NamespaceStat, Quota, StoredForm, Usage
 from memosd.tools.memctl.cubes import owner
 from tests.tools.memctl.fake import Memctl, make_stat
 
@@ -130,6 +130,13 @@ def test_stat_shows_the_header(memctl: Memctl) -> None:
     assert facts["title"] == "A title"
     assert "tags" not in facts  # nothing to say
     assert memctl.client.requests == [StatCube(name="/notes/today@v3")]
+
+
+def test_stat_shows_a_form_that_loses_something(memctl: Memctl) -> None:
+    form = StoredForm("int8", 512, b"\xcd" * 16, 0.0031, b"\xef" * 16)
+    out = memctl("stat", "/notes/today", answers={StatCube: make_stat(stored=form)}).out
+    (line,) = [line for line in out.splitlines() if line.startswith("on disk")]
+    assert line.split("  ")[-1] == f"int8, 512 B, error 0.0031, read back as xxh3-128 {'ef' * 16}"
 
 
 def test_history(memctl: Memctl) -> None:
