@@ -6,7 +6,9 @@ read is checked against the digest of its form before it is decoded, and what wa
 the digest that was found when it was encoded. Kernel thread only; bytes move on I/O threads.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
+
+import structlog
 
 from libmem.abi.coding import UnfitError
 from libmem.abi.digest import Manifest
@@ -18,7 +20,8 @@ from memosd.kernel.rows import VersionRow
 
 __all__ = ["PageFiles", "Stored"]
 
-_MIB = 1 << 20
+_log = structlog.get_logger("memosd.kernel")
+_MIB: Final = 1 << 20
 
 
 class Stored(NamedTuple):
@@ -73,6 +76,12 @@ class PageFiles:
             manifest = self._disk.store_blocks(key, encoding)
         except UnfitError as unfit:
             return Stored(None, f"stays as it is: {unfit}")
+        except (MemError, OSError):
+            raise
+        except Exception as error:  # noqa: BLE001
+            # Whatever a payload does to the code that encodes it, it can be stored as it is.
+            _log.exception("not encoded", payload=key.hex())
+            return Stored(None, f"stays as it is: {type(error).__name__}: {error}")
         form = StoredForm(
             encoding.form,
             manifest.size_bytes,
@@ -94,14 +103,21 @@ class PageFiles:
             )
             self._ram.seal(frame, frame.size_bytes)
             return
-        coding = self._drivers[cube.row.type].coding(cube.version.attributes)
+        driver = self._drivers.get(cube.row.type)
+        coding = driver.coding(cube.version.attributes) if driver is not None else None
         if coding is None:
             raise MemError(Errno.EOPNOTSUPP, f"nothing decodes a {cube.row.type} cube")
         await self._io.run(self._decode, cube.key, frame, form, coding)
 
     def _decode(self, key: PayloadKey, frame: Frame, form: StoredForm, coding: Coding) -> None:
         blocks = self._disk.blocks(key, form.size_bytes, form.digest)
-        coding.decode(form.form, blocks, frame.fd)
+        try:
+            coding.decode(form.form, blocks, frame.fd)
+        except (MemError, OSError):
+            raise
+        except Exception as error:  # noqa: BLE001
+            _log.exception("not decoded", payload=key.hex())
+            raise MemError(Errno.EIO, f"not decoded: {type(error).__name__}: {error}") from None
         self._ram.seal(frame, frame.size_bytes)
         if self._ram.hash(frame).digest != form.content_digest:
             raise MemError(Errno.ECORRUPT, "it decodes to something else than it did once")

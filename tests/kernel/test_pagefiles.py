@@ -1,5 +1,6 @@
 """Payloads that lie on disk in another form: smaller, accounted for, checked, and told about."""
 
+import msgspec
 import pytest
 
 from libmem.abi import calls as c
@@ -168,6 +169,48 @@ def test_what_cannot_be_decoded_here_is_not_damaged(
             assert "numpy" in user.fails(request, Errno.EOPNOTSUPP).message
         assert world.root.call(c.Fsck()).findings == ()
     assert len(user.mapped("/n/a")) == len(PAYLOAD)
+
+
+@BOTH
+def test_an_encoder_that_breaks(
+    user: Client, surprises: list[object], durability: Durability, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kv_coding.KvCoding, "encode", lambda *_: 1 // 0)
+    write(user, "/n/a", durability=durability)
+    user.call(c.Evict(name="/n/a"))
+    assert user.mapped("/n/a") == PAYLOAD
+    assert "ZeroDivisionError" in decisions(user, "/n/a")[0]
+    assert len(surprises) == 1
+    surprises.clear()
+
+
+def test_a_decoder_that_breaks(
+    user: Client, surprises: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(user, "/n/a")
+    user.call(c.Evict(name="/n/a"))
+    with monkeypatch.context() as patch:
+        patch.setattr(kv_coding.KvCoding, "decode", lambda *_: 1 // 0)
+        user.fails(c.MmapCube(name="/n/a"), Errno.EIO)
+    surprises.clear()
+    assert len(user.mapped("/n/a")) == len(PAYLOAD), "nothing was held against it"
+
+
+def test_parts_lie_there_each_in_its_form(user: Client) -> None:
+    write(user, "/n/a")
+    part = msgspec.structs.replace(header_of(100), start=48)
+    payload = payload_of(part, wavy)
+    request = c.WriteCube(
+        "/n/b", payload, type=CubeType.ACTIVATION, attributes=attributes_of(part), parents=("/n/a",)
+    )
+    user.call(request)
+    for name in ("/n/a", "/n/b"):
+        user.call(c.Evict(name=name))
+    reply = user.call(c.MmapCube(name="/n/b", is_whole=True))
+    assert [base.size_bytes for base in reply.bases] == [user.stat("/n/a").size_bytes]
+    user.call(c.MunmapCube(handle=reply.handle))
+    assert user.stat("/n/b").stored is not None
+    assert user.mapped("/n/b")[: 52 * 4] == payload[: 52 * 4]
 
 
 # -- the account ---------------------------------------------------------------------------------
