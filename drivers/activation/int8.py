@@ -30,7 +30,7 @@ from memosd.drivers.tiers import payload
 __all__ = ["BLOCK_ROWS", "Int8Encoding", "decode", "encoded_bytes"]
 
 BLOCK_ROWS: Final = 64
-"""Rows that share a channel's peak. Longer blocks save little and lose more (design 0004, 5)."""
+"""Rows that share a channel's peak. Longer blocks save little and lose more (design 0004, 6)."""
 _CHUNK_BYTES: Final = 1 << 20
 """Of payload at a time: it stays in the processor's cache."""
 _STEPS: Final = 127
