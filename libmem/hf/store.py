@@ -22,6 +22,7 @@ from libmem.abi.kv import (
     KvDtype,
     KvHeader,
     KvLayers,
+    KvStored,
     layout_of,
     pack_tokens,
     planes_of,
@@ -49,6 +50,9 @@ class SaveOptions(TypedDict, total=False):
     durability: Durability
     """`cache` where none is given. A `durable` cube holds all its tokens itself."""
     expected_version: int | None
+    stored: KvStored | None
+    """How it may lie on disk, `KvStored("int8")` for instance; the daemon's default where none is
+    given."""
 
 
 class Rows(NamedTuple):
@@ -121,7 +125,13 @@ def rows_of(
         or any(each.shape[1] < tokens for two in held for each in two)
     ):
         raise MemError(Errno.EINVAL, f"not {tokens} tokens in every layer, or {len(ids)} ids")
-    header = KvHeader(fingerprint(model), _dtype(held), _runs(held, windows), tokens)
+    header = KvHeader(
+        model=fingerprint(model),
+        dtype=_dtype(held),
+        layers=_runs(held, windows),
+        tokens=tokens,
+        stored=options.get("stored"),
+    )
     start = 0
     base = options.get("base")
     if base is not None and options.get("durability") != Durability.DURABLE:

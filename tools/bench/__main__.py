@@ -65,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
     parser.add_argument("--cubes", type=_count, metavar="N", help="scale: cubes in the large store")
     parser.add_argument(
+        "--quantise", choices=["int8"], help="kv: what it costs to lie on disk in that form"
+    )
+    parser.add_argument(
         "--dir",
         type=Path,
         default=Path("/var/tmp"),
@@ -83,7 +86,10 @@ def _count(text: str) -> int:
 def _run(name: str, options: argparse.Namespace) -> dict[str, Any]:
     from memosd.tools.bench.report import Machine, print_table, to_json
 
-    module = importlib.import_module(_BENCHMARKS[name][0])
+    path = _BENCHMARKS[name][0]
+    if name == "kv" and options.quantise is not None:
+        path = f"{path}_{options.quantise}"
+    module = importlib.import_module(path)
     plan = module.QUICK if options.quick else module.FULL
     if name == "scale" and options.cubes is not None:
         plan = dataclasses.replace(plan, cubes=options.cubes)
