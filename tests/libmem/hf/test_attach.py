@@ -1,8 +1,10 @@
 """`generate` with a memory: the same text, fewer tokens to prefill, and no trouble passed on."""
 
 import gc
+import importlib
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, wait
 from typing import Any
 
 import pytest
@@ -15,12 +17,20 @@ import libmem.hf
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.kv import kv_header
 from libmem.hf import Attached, attach
+from libmem.hf.attach import _recent
 from libmem.hf.cache import MappedCache
 from tests.libmem.hf.fake_client import FakeClient, held_memory
 from tests.libmem.hf.models import ARCHITECTURES, make_model, prompt
 
+MODULE = importlib.import_module("libmem.hf.attach")  # the package has the function of that name
 TEXT = prompt(100)
 GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 8}
+
+
+@pytest.fixture(autouse=True)
+def _unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is measured, so everything pays: the clock decides no test."""
+    monkeypatch.setattr(MODULE, "_recent", lambda before, latest: before)
 
 
 @pytest.fixture
@@ -201,10 +211,24 @@ def raising(error: MemError) -> Any:
 def test_a_prefix_that_costs_more_than_it_saves_is_not_stored(
     model: PreTrainedModel, attached: Attached, cubes: FakeClient
 ) -> None:
-    attached.stats.store_s_per_token = 1e6
+    attached.stats.store_s_per_token, attached.stats.prefill_s_per_token = 2.0, 1.0
     generate(model, TEXT)
     assert attached.flush(60)
     assert not cubes.cubes
+    attached.stats.prefill_s_per_token = 3.0
+    generate(model, TEXT)
+    assert attached.flush(60)
+    assert len(cubes.cubes) == 1
+
+
+def test_what_it_costs_is_measured(
+    model: PreTrainedModel, attached: Attached, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MODULE, "_recent", _recent)
+    generate(model, TEXT)
+    assert attached.flush(60)
+    assert attached.stats.prefill_s_per_token > 0
+    assert attached.stats.store_s_per_token > 0
 
 
 def test_generations_leave_nothing_behind(
@@ -249,7 +273,12 @@ def test_a_cache_is_not_cropped_while_it_is_stored(
     result = generate(model, TEXT, return_dict_in_generate=True)
     assert not attached.flush(0)
     held = result.past_key_values.layers[0].keys.clone()
-    threading.Timer(0.05, may_go_on.set).start()
+
+    def wait_for(work: list[Future[None]]) -> None:
+        may_go_on.set()  # not before somebody waits
+        wait(work)
+
+    monkeypatch.setattr("libmem.hf.layers.wait", wait_for)
     result.past_key_values.crop(-50)
     with torch.no_grad():
         model(prompt(50, seed=9), past_key_values=result.past_key_values)

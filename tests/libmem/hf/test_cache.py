@@ -46,7 +46,7 @@ def errno_of(call: Any, *args: Any, **options: Any) -> Errno:
     return caught.value.errno
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     architecture=st.sampled_from(sorted(ARCHITECTURES)),
     attention=st.sampled_from(["sdpa", "eager"]),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.cache_utils import DynamicLayer
 
@@ -69,6 +69,7 @@ def assert_same(mapped: MappedLayer, own: DynamicLayer) -> None:
         assert torch.equal(mapped.values, own.values)  # type: ignore[arg-type]
 
 
+@settings(max_examples=400)
 @given(
     operations=OPERATIONS,
     tokens=st.integers(0, 150),
