@@ -219,7 +219,7 @@ def test_a_damaged_row_serves_nothing_wrong(world: World, user: Client) -> None:
     world.damage("pages", key)
     assert user.stat("/n/a").stored is None
     user.fails(c.MmapCube(name="/n/a"), Errno.ECORRUPT)
-    world.store.stage({("pages", key): good})()
+    world.store.stage({"pages": {key: good}})()
     world.store.settle()
 
 
