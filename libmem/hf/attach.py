@@ -221,7 +221,7 @@ class Attached:
             return
         name = blake3(pack_tokens(ids)).hexdigest()[:_DIGEST_CHARS]
         folder = f"{self._namespace}/{start.model_digest[:_DIGEST_CHARS]}"
-        self._storing = self._worker.submit(self._store, f"{folder}/{name}", rows)
+        self._storing = self._worker.submit(self._store, f"{folder}/{name}", [rows])
         if base is not None:
             base.mapped_layers[0].readers.add(self._storing)
 
@@ -233,7 +233,10 @@ class Attached:
             return sequence[:held].tolist()
         return request.token_ids[0, : min(held, request.common_tokens)].tolist()
 
-    def _store(self, name: str, rows: Rows) -> None:
+    def _store(self, name: str, handed_over: list[Rows]) -> None:
+        # Taken out: the executor keeps its arguments a moment longer than the work lasts, and
+        # with them a cache that everybody thinks is gone.
+        rows = handed_over.pop()
         begun = time.perf_counter()
         try:
             save_rows(self._client, name, rows, expected_version=0)
