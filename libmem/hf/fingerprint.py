@@ -142,9 +142,9 @@ def _hold(tensor: torch.Tensor) -> _Held:
 
 def _are_as_before(tensors: list[torch.Tensor], held: list[_Held]) -> bool:
     return len(tensors) == len(held) and all(
-        before.tensor() is tensor
-        and before.address == tensor.data_ptr()
+        before.address == tensor.data_ptr()
         and before.version == tensor._version
+        and before.tensor() is tensor
         for tensor, before in zip(tensors, held, strict=True)
     )
 

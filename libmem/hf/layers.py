@@ -60,7 +60,7 @@ class Source(NamedTuple):
     rows: int
 
 
-class MappedLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # its __init_subclass__
+class MappedLayer(DynamicLayer):  # its __init_subclass__
     """A `DynamicLayer` that neither copies its prefix nor concatenates. Not thread-safe."""
 
     keys: torch.Tensor  # None, says the base: before the first token
@@ -79,7 +79,7 @@ class MappedLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # its __init_
         Units:  room_tokens, for prefix and new tokens together; grows when it is used up.
         Errors: ENOMEM, EINVAL.
         """
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.window = window
         self.shared_tokens = 0
         self.readers = readers or Readers()

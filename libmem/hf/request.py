@@ -105,7 +105,7 @@ class _Settings(NamedTuple):
 
 @lru_cache
 def _setting_names() -> frozenset[str]:
-    settings = GenerationConfig()  # type: ignore[no-untyped-call]
+    settings = GenerationConfig()
     return frozenset(name for name in vars(settings) if not name.startswith("_"))
 
 

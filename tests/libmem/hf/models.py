@@ -111,7 +111,7 @@ def make_model(architecture: str, seed: int = 0, attention: str = "sdpa") -> Pre
     with torch.no_grad():
         for parameter in model.parameters():  # larger than initialised: tokens that differ
             parameter.normal_(0, 0.2)
-    model.eval()  # type: ignore[no-untyped-call]
+    model.eval()
     return model
 
 

@@ -164,7 +164,7 @@ def test_models_that_compute_something_else_pass_through(
     generate(model, None, inputs_embeds=model.get_input_embeddings()(TEXT))
     model.train()
     generate(model, TEXT)
-    model.eval()  # type: ignore[no-untyped-call]
+    model.eval()
     hook = model.lm_head.register_forward_hook(lambda *each: None)
     generate(model, TEXT)
     hook.remove()
@@ -285,7 +285,7 @@ def test_a_cache_is_not_cropped_while_it_is_stored(
     assert attached.flush(60)
     (name,) = cubes.cubes
     cache = libmem.hf.map_cache(cubes, name, model)
-    assert torch.equal(cache.layers[0].keys, held)  # type: ignore[union-attr,arg-type]
+    assert torch.equal(cache.layers[0].keys, held)
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])

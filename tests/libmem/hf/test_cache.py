@@ -25,7 +25,7 @@ TOKENS = 80
 
 def logits(model: PreTrainedModel, cache: Cache, token_ids: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
-        return model(token_ids, past_key_values=cache).logits  # type: ignore[no-any-return]
+        return model(token_ids, past_key_values=cache).logits
 
 
 def mapped(client: FakeClient, name: str, model: PreTrainedModel, **options: Any) -> MappedCache:
@@ -114,7 +114,7 @@ def test_generate_writes_the_same_text(cubes: FakeClient, architecture: str, mod
     texts = []
     for cache in (None, mapped(cubes, "/kv/a", model, rows=rows, room_tokens=TOKENS + 10)):
         torch.manual_seed(1)
-        texts.append(model.generate(token_ids, past_key_values=cache, **options))  # type: ignore[operator]
+        texts.append(model.generate(token_ids, past_key_values=cache, **options))
     assert torch.equal(*texts)
 
 
@@ -214,7 +214,7 @@ def test_a_row_of_a_batch_is_stored_alone(cubes: FakeClient) -> None:
     full = full_cache(model, batch)
     libmem.hf.save_cache(cubes, "/kv/a", model, full, batch[1], row=1, tokens=20)
     layer = mapped(cubes, "/kv/a", model, token_ids=batch[1]).mapped_layers[1]
-    assert torch.equal(layer.values[0], full.layers[1].values[1, :, :20])  # type: ignore[union-attr,index]
+    assert torch.equal(layer.values[0], full.layers[1].values[1, :, :20])
 
 
 def test_other_caches_are_refused_by_layer(cubes: FakeClient) -> None:

@@ -57,7 +57,7 @@ def test_positions_are_part_of_it() -> None:
 def test_another_dtype_is_another_model() -> None:
     model = make_model("llama")
     before = fingerprint(model)
-    assert fingerprint(model.to(torch.bfloat16)) != before  # type: ignore[arg-type]
+    assert fingerprint(model.to(torch.bfloat16)) != before
 
 
 def test_an_optimizer_step_changes_it() -> None:

@@ -65,8 +65,8 @@ def assert_same(mapped: MappedLayer, own: DynamicLayer) -> None:
     assert mapped.get_seq_length() == own.get_seq_length()
     assert mapped.get_mask_sizes(3) == own.get_mask_sizes(3)
     if own.get_seq_length():
-        assert torch.equal(mapped.keys, own.keys)  # type: ignore[arg-type]
-        assert torch.equal(mapped.values, own.values)  # type: ignore[arg-type]
+        assert torch.equal(mapped.keys, own.keys)
+        assert torch.equal(mapped.values, own.values)
 
 
 @settings(max_examples=400)
@@ -81,7 +81,7 @@ def test_a_layer_does_what_a_dynamic_layer_does(
     operations: list[tuple[str, int]], tokens: int, cut: int, rows: int, dtype: str
 ) -> None:
     client, source = FakeClient(), None
-    own: Any = DynamicLayer()  # type: ignore[no-untyped-call]
+    own: Any = DynamicLayer()
     kind = getattr(torch, dtype)
     if tokens:
         header = header_of(tokens, dtype, (HEADS, KEY_DIM, VALUE_DIM))
