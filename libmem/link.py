@@ -20,6 +20,7 @@ import select
 import socket
 import time
 import weakref
+from array import array
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -38,8 +39,9 @@ _GLANCE_MS: Final = 5
 GRACE_MS: Final = 50
 """How long a reply that was sent before the daemon died may take to come through ZeroMQ."""
 _TAG_MAX_BYTES: Final = 64
-_FDS_MAX: Final = KV_CHAIN_MAX
-"""With one tag."""
+_FD_BYTES: Final = array("i").itemsize
+_ANCILLARY_BYTES: Final = socket.CMSG_LEN(KV_CHAIN_MAX * _FD_BYTES)
+"""With one tag: a descriptor for each part of a cube."""
 _RECEIVE_FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
 
 
@@ -113,7 +115,6 @@ class Link:
         """Called once, before the sockets are closed."""
         self.dealer = dealer
         self.road = road
-        # Python 3.11's recv_fds drops its flags argument, MSG_DONTWAIT with it.
         road.setblocking(False)
         self._recv = dealer.recv
         self._send = dealer.send
@@ -260,8 +261,9 @@ class Link:
     def _park_next(self) -> bool:
         """Park one descriptor; False when none is there. Errors: ConnectionError at the end."""
         try:
-            message, fds, _, _ = socket.recv_fds(
-                self.road, _TAG_MAX_BYTES, _FDS_MAX, _RECEIVE_FLAGS
+            # Not recv_fds: Python 3.11's drops the flags, and children would inherit the memory.
+            message, ancillary, _, _ = self.road.recvmsg(
+                _TAG_MAX_BYTES, _ANCILLARY_BYTES, _RECEIVE_FLAGS
             )
         except BlockingIOError:
             return False
@@ -269,8 +271,17 @@ class Link:
             raise ConnectionResetError from error
         if not message:
             raise ConnectionResetError
-        self.ledger.park(message, fds)
+        self.ledger.park(message, _descriptors(ancillary))
         return True
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    """Those that came beside a tag, as many as this process could open."""
+    fds = array("i")
+    for level, kind, packed in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(packed[: len(packed) // _FD_BYTES * _FD_BYTES])
+    return fds.tolist()
 
 
 def _milliseconds_to(deadline: float) -> int:
