@@ -12,6 +12,16 @@ import pytest
 from libmem.abi.calls import StatCube, UnlinkReply
 from libmem.abi.digest import Manifest, manifest_of
 from libmem.abi.errors import Errno, MemError
+from libmem.abi.kv import (
+    KV_CHAIN_MAX,
+    KV_TOKENS_MAX,
+    KvDtype,
+    KvHeader,
+    KvLayers,
+    layout_of,
+    pack_tokens,
+    planes_of,
+)
 from libmem.abi.limits import FRAME_MAX_BYTES, PAGE_BYTES
 from libmem.abi.structs import (
     CubeType,
@@ -33,6 +43,7 @@ from memosd.kernel.rows import (
     HeatRow,
     LogRow,
     NamespaceRow,
+    PrefixRow,
     VersionRow,
     encode_page,
     encode_row,
@@ -55,6 +66,7 @@ ROWS: list[type[msgspec.Struct]] = [
     CubeRow,
     VersionRow,
     NamespaceRow,
+    PrefixRow,
     FormRow,
     LogRow,
     EventRow,
@@ -108,6 +120,21 @@ FORM = StoredForm(
     error=0.0078125,
     content_digest=manifest_of(bytes(69_632)).digest,
 )
+KV = KvHeader(
+    model="ab" * 32,
+    dtype=KvDtype.FLOAT32,
+    layers=(KvLayers(count=1, heads=2, key_dim=64, value_dim=64),),
+    tokens=18,
+    start=16,
+)
+KV_ID = bytes.fromhex("01a203df5e660a1040ba8ce6492933ce")
+PREFIX = PrefixRow(
+    cube_id=KV_ID,
+    model=bytes.fromhex(KV.model),
+    start=KV.start,
+    tokens=pack_tokens([116, 117]),
+    base=bytes.fromhex("01a203df5e660a1040ba8ce6492933cd"),
+)
 NOBODY = MemError(Errno.ENOENT, "no such cube", cube=NAME)
 
 BYTES: dict[str, Callable[[], bytes]] = {
@@ -122,6 +149,9 @@ BYTES: dict[str, Callable[[], bytes]] = {
     "payloads value": lambda: PAYLOAD,
     "cubes value": lambda: encode_row(CUBE_ID, CUBE),
     "pages value": lambda: encode_page(PAGE_FILE_ID, CUBE_ID, FORM),
+    "prefixes value": lambda: encode_row(KV_ID, PREFIX),
+    "kv attributes": lambda: encode({"kv": KV}),
+    "kv tokens": lambda: PREFIX.tokens,
     "log key": lambda: EVENT_KEY,
     "log value": lambda: encode_row(EVENT_KEY, LogRow((EVENT,))),
 }
@@ -173,6 +203,26 @@ def test_the_fields_are_the_rows(row: type[msgspec.Struct]) -> None:
     assert tuple(column(f"### {row.__name__}", 1)) == row.__struct_fields__
     positions = [str(number) for number in range(len(row.__struct_fields__))]
     assert column(f"### {row.__name__}", 0) == positions
+
+
+def test_the_fields_of_a_kv_header_are_its_own() -> None:
+    section = TEXT.partition("## Activation payloads\n")[2].partition("\n## ")[0]
+    named = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+    assert tuple(named) == KvHeader.__struct_fields__ + KvLayers.__struct_fields__
+    assert all(f"`{dtype}`" in section for dtype in KvDtype)
+    assert f"{KV_TOKENS_MAX:,}" in section
+    assert f"made of {KV_CHAIN_MAX} parts" in section.replace("\n", " ")
+
+
+def test_the_planes_of_the_example_are_the_layout() -> None:
+    heading = "### Planes of the example"
+    rows = zip(*(column(heading, number) for number in range(4)), strict=True)
+    kinds = {False: "keys", True: "values"}
+    assert list(rows) == [
+        (str(p.layer), kinds[p.is_value], str(p.head), f"{p.offset_bytes:,}") for p in planes_of(KV)
+    ]
+    assert f"It ends at {layout_of(KV).size_bytes:,}." in TEXT
+    assert (layout_of(KV).grain_tokens, layout_of(KV).capacity_tokens) == (16, 16)
 
 
 def test_the_databases_are_the_tables() -> None:

@@ -11,10 +11,12 @@ import typer
 
 from libmem.abi.calls import HistoryCube, Readdir, RenameCube, StatCube, UnlinkCube
 from libmem.abi.errors import Errno, MemError
+from libmem.abi.kv import KV_ATTRIBUTE
 from libmem.abi.limits import READDIR_MAX
 from libmem.abi.structs import NamespaceStat, Stat, StoredForm, Value
 from memosd.tools.memctl.command import Session, command
 from memosd.tools.memctl.completion import complete_cube
+from memosd.tools.memctl.kv import kv_facts
 from memosd.tools.memctl.output import Column, plain
 from memosd.tools.memctl.units import counted, human_bytes, local_time, mode_text, printable
 
@@ -216,6 +218,9 @@ def stat(session: Session, name: Name) -> None:
 def _facts(stat: Stat) -> list[tuple[str, str]]:
     """Title and value of every line; empty values are left out."""
     about, rules, seen = stat.descriptive, stat.governance, stat.behaviour
+    caches = kv_facts(stat)
+    shown = {KV_ATTRIBUTE} if caches else set()
+    attributes = {key: it for key, it in stat.attributes.items() if key not in shown}
     return [
         ("name", stat.name),
         ("id", stat.id.hex()),
@@ -243,7 +248,8 @@ def _facts(stat: Stat) -> list[tuple[str, str]]:
         ("valid to", local_time(about.valid_to_ns) if about.valid_to_ns else ""),
         ("tags", ", ".join(about.tags)),
         ("parents", ", ".join(stat.parents)),
-        ("attributes", ", ".join(f"{key}={plain(it)}" for key, it in stat.attributes.items())),
+        *caches,
+        ("attributes", ", ".join(f"{key}={plain(it)}" for key, it in attributes.items())),
         ("reads", f"{seen.reads}, mapped {seen.maps}, last {local_time(seen.last_access_ns)}"),
         ("faults", f"{seen.faults}, {counted(seen.evictions, 'eviction')}"),
         ("held by", f"{counted(stat.pins, 'pin')}, {counted(stat.maps, 'mapping')}"),
@@ -306,10 +312,13 @@ def rm(
 ) -> None:
     """Remove cubes with all their versions, or with NAME@v3 one old version.
 
-    Stops at the first that cannot be removed; the ones before it are gone. Of a cube that is
-    damaged (ECORRUPT) the administrator removes what is left.
+    KV caches that stand on one that is removed go with it; how many there were is said. Stops at
+    the first that cannot be removed; the ones before it are gone. Of a cube that is damaged
+    (ECORRUPT) the administrator removes what is left.
     """
     for name in names:
         reply = session.call(UnlinkCube(name=name, expected_version=expect_version))
         freed = f"{counted(reply.versions, 'version')}, {human_bytes(reply.freed_bytes)}"
+        if reply.dependents:
+            freed += f"; {counted(reply.dependents, 'cube')} that stood on it went with it"
         session.out.record({"name": name, **plain(reply)}, f"removed {name}: {freed}")

@@ -15,7 +15,7 @@ from libmem.abi.calls import (
     UnlinkReply,
 )
 from libmem.abi.errors import Errno, MemError
-from libmem.abi.structs import NamespaceStat, Quota, StoredForm, Usage
+from libmem.abi.structs import CubeType, NamespaceStat, Quota, StoredForm, Usage
 from memosd.tools.memctl.cubes import owner
 from tests.tools.memctl.fake import Memctl, make_stat
 
@@ -163,6 +163,51 @@ def test_rm(memctl: Memctl) -> None:
     answers = {UnlinkCube: UnlinkReply(freed_bytes=10, versions=1)}
     outcome = memctl("rm", "/a/b", "/a/c", "--json", answers=answers)
     assert outcome.lines == [
-        {"name": "/a/b", "freed_bytes": 10, "versions": 1},
-        {"name": "/a/c", "freed_bytes": 10, "versions": 1},
+        {"name": "/a/b", "freed_bytes": 10, "versions": 1, "dependents": 0},
+        {"name": "/a/c", "freed_bytes": 10, "versions": 1, "dependents": 0},
     ]
+
+
+KV = {
+    "model": "ab" * 32,
+    "dtype": "float32",
+    "layers": [{"count": 30, "heads": 3, "key_dim": 64, "value_dim": 64}],
+    "tokens": 2048,
+}
+
+
+def test_stat_says_what_a_kv_cache_is(memctl: Memctl) -> None:
+    cache = make_stat("/kv/a", type=CubeType.ACTIVATION, attributes={"kv": KV, "note": 1})
+    lines = memctl("stat", "/kv/a", answers={StatCube: cache}).out.splitlines()
+    shown = {line.split()[0]: " ".join(line.split()[1:]) for line in lines}
+    assert shown["tokens"] == "2,048"
+    assert shown["layers"] == "30 of 3 KV heads x 64; float32"
+    assert shown["model"] == "abababababab..."
+    assert shown["attributes"] == "note=1"
+
+
+def test_stat_says_what_a_part_stands_on(memctl: Memctl) -> None:
+    layers = [
+        {"count": 1, "heads": 1, "key_dim": 192, "value_dim": 128, "window": 4096},
+        {"count": 2, "heads": 8, "key_dim": 64, "value_dim": 64},
+    ]
+    header = {**KV, "layers": layers, "start": 1024}
+    cache = make_stat("/kv/a", type=CubeType.ACTIVATION, attributes={"kv": header})
+    out = memctl("stat", "/kv/a", answers={StatCube: cache}).out
+    assert "2,048, the first 1,024 of them in its first parent" in out
+    assert "1 of 1 KV head x 192+128, window 4,096; 2 of 8 KV heads x 64; float32" in out
+
+
+def test_stat_shows_a_header_that_it_does_not_know_as_it_is(memctl: Memctl) -> None:
+    cache = make_stat("/kv/a", type=CubeType.ACTIVATION, attributes={"kv": {"new": 1}})
+    assert "kv={'new': 1}" in memctl("stat", "/kv/a", answers={StatCube: cache}).out
+
+
+@pytest.mark.parametrize(
+    ("dependents", "said"),
+    [(0, ""), (1, "; 1 cube that stood"), (3, "; 3 cubes that stood on it went with it")],
+)
+def test_rm_says_what_went_with_it(memctl: Memctl, dependents: int, said: str) -> None:
+    reply = UnlinkReply(freed_bytes=2048, versions=1, dependents=dependents)
+    out = memctl("rm", "/kv/a", answers={UnlinkCube: reply}).out
+    assert out.startswith(f"removed /kv/a: 1 version, 2.0 KiB{said}")
