@@ -10,8 +10,8 @@ import psutil
 import pytest
 
 from libmem.abi.errors import Errno, MemError
-from memosd.tools.bench import boot, mapping, put, rpc, scale
-from memosd.tools.bench.__main__ import main
+from memosd.tools.bench import boot, kv, mapping, prefix, put, rpc, scale, share
+from memosd.tools.bench.__main__ import _BENCHMARKS, main
 from memosd.tools.bench.report import Report, at_most, row
 
 
@@ -99,11 +99,11 @@ def test_a_store_of_no_cubes_is_refused(capsys: pytest.CaptureFixture[str]) -> N
 def test_all_is_one_object_with_each_benchmark(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for module in (put, mapping, scale):
+    for module in (put, mapping, scale, kv, share, prefix):
         monkeypatch.setattr(module, "measure", lambda plan, directory: Report("other", ()))
     assert main(["all", "--json", "--dir", str(tmp_path)]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert list(found) == ["benchmark", "boot", "rpc", "put", "mmap", "scale"]
+    assert list(found) == ["benchmark", *_BENCHMARKS]
     assert found["boot"]["import_ms"] == 40.0
     assert found["rpc"]["is_met"] is False
 

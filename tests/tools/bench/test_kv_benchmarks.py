@@ -1,0 +1,53 @@
+"""The benchmarks of activation memory in a tiny size. No times are judged; results are."""
+
+from pathlib import Path
+
+import pytest
+
+from memosd.tools.bench import kv, kv_int8, prefix, share
+from memosd.tools.bench.report import Report
+
+pytestmark = pytest.mark.slow
+
+
+def test_prefix(tmp_path: Path) -> None:
+    plan = prefix.Plan(rounds=1, calls=8, cubes=20, tokens=1200)
+    found = fields(prefix.measure(plan, tmp_path), {"find_ratio": "≤ 2"})
+    assert found["find_p50_us"] <= found["find_p99_us"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_kv(tmp_path: Path, smollm2: Path) -> None:
+    plan = kv.Plan(rounds=1, full_rounds=1, attaches=2, tokens=64)
+    bars = {
+        "max_logit_diff": "≤ 0",
+        "ttft_speedup": "≥ 25",
+        "overhead_ratio": "≤ 1.1",
+        "attach_growth": "≤ 1.5",
+        "store_ratio": "≤ 1.5",
+    }
+    found = fields(kv.measure(plan, tmp_path), bars)
+    assert found["max_logit_diff"] == 0.0
+    assert found["find_ms"] + found["map_ms"] <= found["ttft_mapped_ms"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_share(tmp_path: Path, smollm2: Path) -> None:
+    plan = share.Plan(processes=2, tokens=64, new_tokens=2)
+    found = fields(share.measure(plan, tmp_path), {"pss_ratio": "≤ 1.15"})
+    assert found["pss_ratio"] <= 1.15, "not a time: one copy for all"
+    assert found["pss_mib"] <= found["rss_mib"]
+
+
+def test_int8(tmp_path: Path, smollm2: Path) -> None:
+    plan = kv_int8.Plan(tokens=128, next_tokens=4)
+    found = fields(kv_int8.measure(plan, tmp_path), {"kl": "≤ 0.002", "bytes_ratio": "≤ 0.55"})
+    assert 0 < found["error"] < 0.02
+    assert found["kl"] < 0.02
+
+
+def fields(report: Report, bars: dict[str, str]) -> dict[str, float]:
+    """The fields, once every bar is the promised one."""
+    assert {each.field: str(each.bar) for each in report.rows if each.bar} == bars
+    assert all(each.note for each in report.rows)
+    return {each.field: each.value for each in report.rows}
