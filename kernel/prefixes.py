@@ -21,7 +21,7 @@ from memosd.kernel.ledger import Ledger
 from memosd.kernel.pagetable import Cube, PageTable
 from memosd.kernel.ports import PayloadKey, Prefix, Store
 from memosd.kernel.rows import PrefixRow, VersionRow, decode_row, encode_row
-from memosd.kernel.tokenorder import Entry, TokenOrder, as_pieces
+from memosd.kernel.tokenorder import TOKEN_BYTES, Entry, TokenOrder, as_pieces
 
 __all__ = ["Match", "Prefixes"]
 
@@ -31,6 +31,10 @@ _LOOK_MAX: Final = 1024
 prefix is found, or none, where another user's cubes crowd a namespace."""
 _LOOK_MIN: Final = 16
 """In each namespace, however many there are."""
+_COMPARED_BYTES: Final = 1 << 16
+_ROW_BYTES: Final = 2048
+"""Comparing so many bytes of tokens, or reading so many of a cube's row, counts as one look more:
+a call takes some 10 ms at worst, whatever others wrote."""
 
 
 class _Lame(NamedTuple):
@@ -212,13 +216,20 @@ class Prefixes:
         wanted = as_pieces(tokens)
         best: Match | None = None
         for order in orders:
-            for shared, entry in order.nearest(wanted, looks):
-                if best is not None and shared <= best.tokens:
+            left = looks
+            for shared, entry in order.nearest(wanted):
+                if left <= 0 or (best is not None and shared <= best.tokens):
                     break
+                left -= self._cost(shared, entry)
                 if may_show(entry.cube_id) and self._is_whole(entry.key):
                     best = Match(entry.key, shared)
                     break
         return self._lowest(best, may_show) if best is not None else None
+
+    def _cost(self, shared: int, entry: Entry) -> int:
+        """Of a look at an entry, in looks."""
+        row_bytes = len(self._ledger.get("cubes", entry.cube_id) or b"")
+        return 1 + shared * TOKEN_BYTES // _COMPARED_BYTES + row_bytes // _ROW_BYTES
 
     def _is_whole(self, key: PayloadKey) -> bool:
         try:

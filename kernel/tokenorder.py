@@ -10,13 +10,11 @@ from typing import Final, NamedTuple
 
 from memosd.kernel.ports import PayloadKey
 
-__all__ = ["Entry", "Piece", "TokenOrder", "as_pieces"]
+__all__ = ["TOKEN_BYTES", "Entry", "Piece", "TokenOrder", "as_pieces"]
 
 TOKEN_BYTES: Final = 4
 _CHUNK: Final = 1 << 14
 """Bytes compared at once: a slice is a copy, and one that fits the processor's cache is cheap."""
-_LOOK_BYTES: Final = 1 << 16
-"""Comparing so many bytes counts as much as one look."""
 _SINGLY_MAX: Final = 16
 """Entries removed one by one; more are quicker left out in one pass."""
 
@@ -82,22 +80,17 @@ class TokenOrder:
         for entry in entries:
             del self._entries[self._place(entry.pieces, entry.key)[0]]
 
-    def nearest(self, wanted: Pieces, looks: int) -> Iterator[tuple[int, Entry]]:
-        """(shared tokens, entry) around where `wanted` would stand, most shared first.
-
-        `looks`: after so many it ends; a look at a long string counts as several.
-        """
+    def nearest(self, wanted: Pieces) -> Iterator[tuple[int, Entry]]:
+        """(shared tokens, entry) around where `wanted` would stand, most shared first."""
         above, shared_above, shared_below = self._place(wanted, b"")
         below = above - 1
-        while looks > 0 and (shared_above >= TOKEN_BYTES or shared_below >= TOKEN_BYTES):
+        while shared_above >= TOKEN_BYTES or shared_below >= TOKEN_BYTES:
             # At a tie the one above: it is a continuation of the prompt, or as long as it.
             if shared_above // TOKEN_BYTES >= shared_below // TOKEN_BYTES:
-                looks -= 1 + shared_above // _LOOK_BYTES
                 yield shared_above // TOKEN_BYTES, self._entries[above]
                 above += 1
                 shared_above = self._shared(above, wanted)
             else:
-                looks -= 1 + shared_below // _LOOK_BYTES
                 yield shared_below // TOKEN_BYTES, self._entries[below]
                 below -= 1
                 shared_below = self._shared(below, wanted)

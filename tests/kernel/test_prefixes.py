@@ -172,6 +172,20 @@ def test_what_crowds_a_namespace_hides_what_is_behind_it(user: Client, other: Cl
     assert find(user, [1, 2, 2]) == ("/n/own", 2)
 
 
+def test_large_rows_and_long_prompts_count_for_several_looks(user: Client, other: Client) -> None:
+    """Or somebody's large headers would keep the kernel busy for a second a call."""
+    write(user, "/open/own", [1, 2], governance=CLOSED)
+    for number in range(12):
+        assert number or find(user, [1, 2, 3, 4]) == ("/open/own", 2)
+        header, payload = kv([1, 2, 3, number])
+        fields = fields_of(header)
+        fields["attributes"]["fat"] = "x" * 250_000
+        name = f"/open/{number}"
+        other.call(c.WriteCube(name=name, payload=payload, governance=CLOSED, **fields))
+    assert find(user, [1, 2, 3, 4]) == ("", 0)
+    assert find(other, [1, 2, 3, 4]) == ("/open/4", 4)
+
+
 def test_a_cube_that_nobody_may_be_served_is_passed_over(world: World, user: Client) -> None:
     write(user, "/n/worse", [1, 2])
     soon = Governance(expires_ns=world.clock.wall_ns() + SECOND_NS)
