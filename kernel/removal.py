@@ -229,8 +229,9 @@ class Removal:
         target = self._namespaces.find(namespace_of(new_name))
         target.require(who, WRITE | EXECUTE)
         if self._require_free(new_name):
-            # What gave way may have taken the cube with it.
+            # What gave way may have taken the cube with it, or its newest version.
             cube, space = self._cubes.open(who, request.name, WRITE)
+            self._cubes.check_version(cube, request.expected_version, request.name)
         if target is not space:
             self._change_space(cube, space, target)
         row = msgspec.structs.replace(cube.row, name=new_name, namespace=target.id)

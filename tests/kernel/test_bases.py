@@ -328,6 +328,17 @@ def test_a_rename_onto_the_expired_base_of_the_same_cube(world: World, user: Cli
     assert user.usage("/n").usage == Usage()
 
 
+def test_a_rename_of_a_version_that_falls_on_the_way(world: World, user: Client) -> None:
+    soon = Governance(expires_ns=world.clock.wall_ns() + SECOND_NS)
+    write(user, "/n/root", ROOT, governance=soon)
+    write(user, "/n/part", [5, 6])
+    part(user, "/n/part", MIDDLE, "/n/root")
+    world.clock.advance(SECOND_NS)
+    user.fails(c.RenameCube("/n/part", "/n/root", expected_version=2), Errno.EVERSION)
+    assert user.call(c.RenameCube("/n/part", "/n/root", expected_version=1)).version == 1
+    assert find(user, [5, 6]) == ("/n/root", 2)
+
+
 def test_an_expired_base_takes_its_parts_with_it(world: World, chain: Client) -> None:
     soon = Governance(expires_ns=world.clock.wall_ns() + SECOND_NS)
     chain.call(c.SetHeader("/n/root", governance=soon))
