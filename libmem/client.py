@@ -140,7 +140,7 @@ class Client(Operations, Blocking):
     def give_back(self, link: Link, undo: Call[Any]) -> None:
         """Send what a lease gives back, now or after the call that another thread is in."""
         link.ledger.released.append(undo)
-        self._post_released()
+        self.post_released()
 
     def after_fork_in_child(self) -> None:
         """Another thread of the parent may have held the lock; it will never release this copy."""
@@ -208,7 +208,7 @@ class Client(Operations, Blocking):
         self._lock.release()
         link = self._connection.link
         if link is not None and link.ledger.released:
-            self._post_released()
+            self.post_released()
 
     def _answer(self, effect: Effect) -> Any:
         if isinstance(effect, Send):
@@ -221,7 +221,8 @@ class Client(Operations, Blocking):
         time.sleep(effect.seconds)
         return None
 
-    def _post_released(self) -> None:
+    def post_released(self) -> None:
+        """Give back now, and not with the next call, what was dropped. Never waits."""
         # Whoever holds the lock comes here after letting go of it, so what is queued meanwhile
         # waits for the end of one call, not for the next.
         connection = self._connection

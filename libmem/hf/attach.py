@@ -21,6 +21,7 @@ from blake3 import blake3
 from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import Cache
 
+from libmem.abi.calls import FindPrefix, MakeNamespace, PrefixReply
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.kv import pack_tokens
 from libmem.hf.cache import KvClient, MappedCache, map_cache, new_cache
@@ -32,8 +33,12 @@ from libmem.hf.store import Rows, rows_of, save_rows
 __all__ = ["Attached", "Stats", "attach"]
 
 _AWAY: Final = {Errno.ECONNREFUSED, Errno.ECONNRESET, Errno.ETIMEDOUT, Errno.ESHUTDOWN}
+_PATIENCE_S: Final = 2.0
+"""How long a generation waits for an answer: as long as a daemon may take to be restarted."""
 _AWAY_S: Final = 5.0
-"""How long a daemon that did not answer is left alone: a generation must not wait for it twice."""
+"""How long a daemon that did not answer is left alone."""
+_GLANCE_S: Final = 0.2
+"""How long one that did not answer is waited for from then on, until it does."""
 _MEASURED_TOKENS: Final = 16
 """A prefill of fewer says little about the time of a token."""
 _RECENT: Final = 0.3
@@ -97,14 +102,11 @@ class Attached:
         self._namespace, self._min_tokens = namespace, min_tokens
         self._counting = threading.Lock()
         self._away_until = 0.0
+        """0: it answered when it was last asked."""
         self._start_worker()
         self._original = self._model.generate
         self._was_own = vars(model).get("generate")
-        try:
-            client.make_namespace(namespace)
-        except MemError as error:
-            if error.errno is not Errno.EEXIST:
-                self._note(error)
+        self._make_namespace()
         self._model.generate = self._generate
 
     def __enter__(self) -> "Attached":
@@ -142,7 +144,21 @@ class Attached:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="libmem-store")
         self._storing: Future[None] | None = None
 
+    def _make_namespace(self) -> None:
+        try:
+            self._client.call(MakeNamespace(self._namespace), timeout_s=_PATIENCE_S)
+        except MemError as error:
+            if error.errno is not Errno.EEXIST:
+                self._note(error)
+
     def _generate(self, *args: Any, **options: Any) -> Any:
+        try:
+            return self._generating(args, options)
+        finally:
+            # The next prompt may be long in coming: nothing stays mapped until then.
+            self._client.post_released()
+
+    def _generating(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         request = read_request(self._model, args, options)
         start = self._start(request) if request is not None else None
         if request is None or start is None:
@@ -170,7 +186,7 @@ class Attached:
         ids = request.token_ids[0, : request.common_tokens].tolist()
         try:
             digest = fingerprint(self._model)
-            found = self._client.find_prefix(digest, pack_tokens(ids), under=self._namespace)
+            found = self._find(digest, pack_tokens(ids))
             mapped = min(found.tokens, tokens - 1)  # the last one's logits are wanted
             if mapped < self._min_tokens:
                 cache = new_cache(self._model, room_tokens=request.room_tokens)
@@ -187,7 +203,16 @@ class Attached:
             return _Start(cache, digest, found.tokens, mapped)
         except MemError as error:
             self._note(error)
+            if error.errno is Errno.ENOENT:  # another store, or none was there when we began
+                self._make_namespace()
             return None
+
+    def _find(self, model_digest: str, tokens: bytes) -> PrefixReply:
+        patience_s = _GLANCE_S if self._away_until else _PATIENCE_S
+        request = FindPrefix(model=model_digest, tokens=tokens, under=self._namespace)
+        found = self._client.call(request, timeout_s=patience_s)
+        self._away_until = 0.0
+        return found
 
     def _count(self, request: Request, start: _Start, clock: "_FirstToken") -> None:
         stats = self.stats
@@ -220,7 +245,8 @@ class Attached:
         if rows.header.model != start.model_digest or (stats.prefill_s_per_token and not pays):
             return
         name = blake3(pack_tokens(ids)).hexdigest()[:_DIGEST_CHARS]
-        folder = f"{self._namespace}/{start.model_digest[:_DIGEST_CHARS]}"
+        # Users who share a namespace cannot write over each other's cubes, nor read them.
+        folder = f"{self._namespace}/{start.model_digest[:_DIGEST_CHARS]}/{os.geteuid()}"
         self._storing = self._worker.submit(self._store, f"{folder}/{name}", [rows])
         if base is not None:
             base.mapped_layers[0].readers.add(self._storing)
@@ -236,7 +262,12 @@ class Attached:
     def _store(self, name: str, handed_over: list[Rows]) -> None:
         # Taken out: the executor keeps its arguments a moment longer than the work lasts, and
         # with them a cache that everybody thinks is gone.
-        rows = handed_over.pop()
+        try:
+            self._save(name, handed_over.pop())
+        finally:
+            self._client.post_released()
+
+    def _save(self, name: str, rows: Rows) -> None:
         begun = time.perf_counter()
         try:
             save_rows(self._client, name, rows, expected_version=0)

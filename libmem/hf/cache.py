@@ -8,13 +8,15 @@ Public through `libmem.hf`.
 """
 
 import weakref
-from typing import Any, Protocol, TypedDict, Unpack, cast
+from typing import Protocol, TypedDict, TypeVar, Unpack, cast
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache
 
+from libmem.abi.calls import Call
 from libmem.abi.errors import Errno, MemError
+from libmem.abi.structs import Value
 from libmem.fill import Fill
 from libmem.hf.fingerprint import fingerprint
 from libmem.hf.kinds import windows_of
@@ -24,25 +26,16 @@ from libmem.operations import CubeOptions
 
 __all__ = ["KvClient", "MapOptions", "MappedCache", "map_cache", "new_cache"]
 
-
-class PrefixFound(Protocol):
-    """The cube that shares most tokens with a prompt."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def tokens(self) -> int: ...
-    @property
-    def cube_tokens(self) -> int: ...
+R = TypeVar("R", bound=Value)
 
 
 class KvClient(Protocol):
     """What of a client is needed here."""
 
     def create(self, name: str, size_bytes: int, **options: Unpack[CubeOptions]) -> Fill: ...
-    def find_prefix(self, model: str, tokens: bytes, *, under: str = "/") -> PrefixFound: ...
+    def call(self, request: Call[R], timeout_s: float | None = None) -> R: ...
     def map_parts(self, name: str, *, model: str = "") -> Parts: ...
-    def make_namespace(self, name: str, mode: int | None = None) -> Any: ...
+    def post_released(self) -> None: ...
 
 
 class MapOptions(TypedDict, total=False):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from libmem.abi.calls import WriteReply
+from libmem.abi.calls import FindPrefix, MakeNamespace, PrefixReply, WriteReply
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.kv import kv_header, layout_of, unpack_tokens
 
@@ -101,13 +101,6 @@ class FakeCube:
 
 
 @dataclass
-class FakeFound:
-    name: str = ""
-    tokens: int = 0
-    cube_tokens: int = 0
-
-
-@dataclass
 class FakeClient:
     """Implements `libmem.hf.cache.KvClient`; `trouble` is raised by the next calls."""
 
@@ -128,8 +121,15 @@ class FakeClient:
             os.close(cube.fd)
         self.cubes.clear()
 
-    def make_namespace(self, name: str, mode: int | None = None) -> None:
+    def call(self, request: Any, timeout_s: float | None = None) -> Any:
         self._fail()
+        if isinstance(request, FindPrefix):
+            return self.find_prefix(request.model, request.tokens, under=request.under)
+        assert isinstance(request, MakeNamespace)
+        return None
+
+    def post_released(self) -> None:
+        """Nothing waits: what is dropped is given back at once."""
 
     def create(self, name: str, size_bytes: int, **options: Any) -> Any:
         self._fail()
@@ -168,9 +168,8 @@ class FakeClient:
         before = self.tokens_of(cube.parent)[: header.start] if header.start else []
         return before + unpack_tokens(os.pread(cube.fd, (header.tokens - header.start) * 4, 0))
 
-    def find_prefix(self, model: str, tokens: bytes, *, under: str = "/") -> FakeFound:
-        self._fail()
-        wanted, best = unpack_tokens(tokens), FakeFound()
+    def find_prefix(self, model: str, tokens: bytes, *, under: str = "/") -> PrefixReply:
+        wanted, best = unpack_tokens(tokens), PrefixReply()
         for name, cube in self.cubes.items():
             if kv_header(cube.attributes).model != model or not name.startswith(under):
                 continue
@@ -179,7 +178,7 @@ class FakeClient:
             shared = next((at for at, (a, b) in enumerate(pairs) if a != b), None)
             shared = min(len(held), len(wanted)) if shared is None else shared
             if shared > best.tokens:
-                best = FakeFound(f"{name}@v1", shared, len(held))
+                best = PrefixReply(f"{name}@v1", shared, len(held))
         return best
 
     def _fail(self) -> None:
