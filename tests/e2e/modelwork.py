@@ -11,10 +11,12 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 import libmem.hf
+from libmem.abi.calls import PrefixReply
+from libmem.abi.kv import pack_tokens
 from libmem.hf import Attached, MappedCache
 from tests.libmem.hf.models import make_model, prompt
 
-__all__ = ["answer", "ask", "attach", "digest", "logits", "prefill", "warm_up"]
+__all__ = ["answer", "ask", "attach", "digest", "find", "logits", "prefill", "warm_up"]
 
 GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 8}
 
@@ -26,7 +28,7 @@ def attach(model: PreTrainedModel, client: libmem.Client) -> Attached:
 
 def answer(model: Any, token_ids: torch.Tensor, **options: Any) -> list[int]:
     """Prompt and answer."""
-    result: list[int] = model.generate(token_ids, **{**GREEDY, **options})[0].tolist()
+    result: list[int] = model.generate(input_ids=token_ids, **{**GREEDY, **options})[0].tolist()
     return result
 
 
@@ -36,6 +38,11 @@ def ask(attached: Attached, model: Any, token_ids: torch.Tensor, **options: Any)
     result = answer(model, token_ids, **options)
     assert attached.flush(60)
     return result
+
+
+def find(client: libmem.Client, model: Any, token_ids: torch.Tensor) -> PrefixReply:
+    """What is stored of this text, wherever that is."""
+    return client.find_prefix(libmem.hf.fingerprint(model), pack_tokens(token_ids[0].tolist()))
 
 
 def prefill(model: Any, token_ids: torch.Tensor) -> MappedCache:

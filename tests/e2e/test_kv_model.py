@@ -1,4 +1,4 @@
-"""Stored KV caches and what a model makes of them: int8 below RAM, and a model with real weights."""
+"""What a model makes of stored KV caches: int8 below RAM, and a model with real weights."""
 
 from pathlib import Path
 
@@ -65,19 +65,27 @@ model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 tokenizer = AutoTokenizer.from_pretrained(folder)
 system = "You are a careful clerk. You answer in few words. " * 12
 said = [{"role": "system", "content": system}]
-is_alone = hear()
-attached = None if is_alone else libmem.hf.attach(model, client, namespace="/t")
-for question in ("What is the capital of France?", "And of Italy?"):
-    said.append({"role": "user", "content": question})
-    ids = tokenizer.apply_chat_template(said, add_generation_prompt=True, return_tensors="pt")
-    ids = ids if isinstance(ids, torch.Tensor) else ids["input_ids"]
-    options = {"max_new_tokens": 8, "attention_mask": torch.ones_like(ids)}
-    text = ask(attached, model, ids, **options) if attached else answer(model, ids, **options)
-    reply = tokenizer.decode(text[ids.shape[1] :], skip_special_tokens=True)
-    said.append({"role": "assistant", "content": reply})
-say([each["content"] for each in said[1:]])
-stats = attached and attached.stats
-say(stats and (stats.hits, stats.stored, stats.problems, stats.tokens_mapped, stats.tokens_prefilled))
+
+
+def converse(reply_to):
+    said = [{"role": "system", "content": system}]
+    for question in ("What is the capital of France?", "And of Italy?"):
+        said.append({"role": "user", "content": question})
+        prompt = tokenizer.apply_chat_template(
+            said, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        ids = prompt["input_ids"]
+        text = reply_to(ids)
+        reply = tokenizer.decode(text[ids.shape[1] :], skip_special_tokens=True)
+        said.append({"role": "assistant", "content": reply})
+    return [each["content"] for each in said[1:]]
+
+plain = hear() or converse(lambda ids: answer(model, ids))
+with libmem.hf.attach(model, client, namespace="/t") as attached:
+    say((plain, converse(lambda ids: ask(attached, model, ids))))
+    stats = attached.stats
+    say((stats.hits, stats.stored, stats.problems))
+    say(stats.tokens_prefilled)
 """
 
 
@@ -86,17 +94,13 @@ say(stats and (stats.hits, stats.stored, stats.problems, stats.tokens_mapped, st
 def test_processes_share_a_conversation(
     shared: Daemon, client: libmem.Client, smollm2: Path
 ) -> None:
-    def chat(is_alone: bool) -> tuple[list[str], tuple[int, ...]]:
+    said: list[str] = []
+    for counts, prefilled_max in (((1, 1, 0), 200), ((2, 0, 0), 30)):
         with ModelProcess(shared, CHAT) as process:
             process.tell(str(smollm2))
-            process.tell(is_alone)
-            return process.hear(), process.hear()
-
-    plain, _ = chat(is_alone=True)
-    first, counts = chat(is_alone=False)
-    second, again = chat(is_alone=False)
-    print(plain, counts, again)
-    assert first == second == plain
-    assert counts[:3] == (1, 1, 0)
-    assert again[:3] == (2, 0, 0)
-    assert again[4] < 30
+            process.tell(said)
+            said, replies = process.hear()
+            assert replies == said
+            assert process.hear() == counts
+            assert process.hear() < prefilled_max
+            process.end()

@@ -110,14 +110,16 @@ with attach(model, client) as attached:
         said = torch.cat([said, prompt(60, seed=turn)], 1)
     say((attached.stats.hits, attached.stats.stored, attached.stats.problems))
     last = texts[-1]
-    found = client.find_prefix(libmem.hf.fingerprint(model), libmem.abi.kv.pack_tokens(last[0].tolist()))
+    found = find(client, model, last)
     own = prefill(model, last[:, : found.tokens])
     say((found.name, found.tokens == last.shape[1]))
     while name := hear():
         mapped = libmem.hf.map_cache(client, name, model, tokens=found.tokens, token_ids=last)
         torch.testing.assert_close(mapped.layers[0].keys, own.layers[0].keys)
-        say((digest(mapped), logits(model, mapped, MORE).sum().item(), mapped.prefix.parts_count))
+        rows = digest(mapped), logits(model, mapped, MORE).sum().item(), mapped.prefix.parts_count
         mapped = None
+        client.post_released()
+        say(rows)
 """
 
 

@@ -157,11 +157,11 @@ def test_a_fork_goes_on_with_what_is_mapped(shared: Daemon, client: libmem.Clien
 
 SHORT_OF_ROOM = """
 model = make_model("llama")
-plain = answer(model, TEXT, max_new_tokens=200)
+plain = answer(model, TEXT, max_new_tokens=100)
 save = lambda name, text: libmem.hf.save_cache(client, name, model, prefill(model, text), text)
 save("/t/kv", TEXT)
 for rows in (1, 3):
-    options = {"max_new_tokens": 200, "num_return_sequences": rows, "num_beams": rows}
+    options = {"max_new_tokens": 100, "num_return_sequences": rows, "num_beams": rows}
     cache = libmem.hf.map_cache(client, "/t/kv", model, tokens=99, rows=rows, room_tokens=1)
     say(answer(model, TEXT, past_key_values=cache, **options) == answer(model, TEXT, **options))
     say(cache.get_seq_length())
@@ -170,5 +170,5 @@ for rows in (1, 3):
 
 def test_room_that_is_used_up_in_the_middle(shared: Daemon, client: libmem.Client) -> None:
     with ModelProcess(shared, SHORT_OF_ROOM) as short:
-        assert [short.hear() for _ in range(4)] == [True, 299, True, 299]
+        assert [short.hear() for _ in range(4)] == [True, 199, True, 199]
         short.end()

@@ -44,7 +44,6 @@ ADAPTED = """
 import peft
 config = peft.LoraConfig(r=2, target_modules=["v_proj"], init_lora_weights=False)
 model = peft.get_peft_model(make_model("llama"), config).eval()
-answer = lambda model, text: model.generate(input_ids=text, do_sample=False, max_new_tokens=8)[0].tolist()
 """
 LOOK = """
 plain = answer(model, TEXT)
@@ -93,8 +92,7 @@ with libmem.hf.attach(model, client, namespace="/kv", min_tokens=16) as attached
         say((same, stats.hits, stats.stored, stats.last_error and stats.last_error.errno.name))
 """
 FIND = """
-packed = libmem.abi.kv.pack_tokens(TEXT[0].tolist())
-say(client.find_prefix(libmem.hf.fingerprint(model), packed).tokens)
+say(find(client, model, TEXT).tokens)
 say(errno_of(libmem.hf.map_cache, client, hear(), model))
 """
 STORED_ITS_OWN = [(True, 0, 1, None), (True, 1, 1, None)]
