@@ -6,7 +6,7 @@ read is checked against the digest of its form before it is decoded, and what wa
 the digest that was found when it was encoded. Kernel thread only; bytes move on I/O threads.
 """
 
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -21,7 +21,6 @@ from memosd.kernel.rows import VersionRow
 __all__ = ["PageFiles", "Stored"]
 
 _log = structlog.get_logger("memosd.kernel")
-_MIB: Final = 1 << 20
 
 
 class Stored(NamedTuple):
@@ -89,7 +88,7 @@ class PageFiles:
             encoding.error,
             encoding.content_digest,
         )
-        sizes = f"{frame.size_bytes / _MIB:.1f} -> {form.size_bytes / _MIB:.1f} MiB"
+        sizes = f"{frame.size_bytes:,} -> {form.size_bytes:,} bytes"
         return Stored(form, f"{form.form}: error {form.error:.4f}, {sizes}")
 
     async def load(self, cube: Cube, frame: Frame) -> None:

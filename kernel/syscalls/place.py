@@ -242,5 +242,10 @@ def _residency(context: Context, cube: Cube, resident: Resident | None) -> str:
         return f"on disk, {place}{shown}; the next map or pin reads and verifies it"
     state = "dirty, to be written back" if resident.is_dirty else f"clean, also on disk{shown}"
     if resident.pins or resident.maps:
-        return f"in RAM ({state}); held by {resident.pins} pins and {resident.maps} mappings"
+        holders = f"{_counted(resident.pins, 'pin')} and {_counted(resident.maps, 'mapping')}"
+        return f"in RAM ({state}); held by {holders}"
     return f"in RAM ({state}); evictable, priority {resident.priority}"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -139,7 +139,7 @@ def test_only_the_latest_decisions_are_kept(world: World, user: Client) -> None:
         ("paged", "on disk, in a page file"),
         ("clean", "in RAM (clean, also on disk); evictable, priority 50"),
         ("dirty", "in RAM (dirty, to be written back); evictable"),
-        ("held", "held by 1 pins and 2 mappings"),
+        ("held", "held by 1 pin and 2 mappings"),
     ],
 )
 def test_explain_says_where_a_payload_is(world: World, user: Client, state: str, told: str) -> None:

@@ -98,7 +98,8 @@ def test_what_it_became_is_told(user: Client, durability: Durability) -> None:
     user.call(c.Evict(name="/n/a"))
     form = user.stat("/n/a").stored
     assert form is not None
-    assert decisions(user, "/n/a") == [f"int8: error {form.error:.4f}, 0.1 -> 0.0 MiB"]
+    sizes = f"{len(PAYLOAD):,} -> {form.size_bytes:,} bytes"
+    assert decisions(user, "/n/a") == [f"int8: error {form.error:.4f}, {sizes}"]
     residency = user.call(c.Explain(name="/n/a")).residency
     assert f"in a page file as int8, error {form.error:.4f}" in residency
 
