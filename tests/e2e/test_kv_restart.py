@@ -1,5 +1,8 @@
 """The daemon goes while a model generates, comes back, or does not; and conversations that last."""
 
+import os
+import signal
+
 import pytest
 
 from libmem.abi.errors import Errno, MemError
@@ -83,6 +86,19 @@ def test_the_daemon_is_gone_for_good(keeping: Daemon) -> None:
         assert [_ask(process) for _ in range(3)] == [FAILED] * 3
         keeping.start()
         eventually(lambda: _ask(process) == HIT, "it looks again, and what was written is there")
+        process.tell("")
+        process.end()
+
+
+def test_the_daemon_says_nothing(keeping: Daemon) -> None:
+    with ModelProcess(keeping, GENERATE, timeout_s=3600) as process:
+        assert _ask(process) == STORED
+        os.kill(keeping.pid, signal.SIGSTOP)
+        try:
+            assert [_ask(process) for _ in range(2)] == [FAILED] * 2
+        finally:
+            os.kill(keeping.pid, signal.SIGCONT)
+        eventually(lambda: _ask(process) == HIT, "it looks again")
         process.tell("")
         process.end()
 
