@@ -21,7 +21,7 @@ from blake3 import blake3
 from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import Cache
 
-from libmem.abi.calls import FindPrefix, MakeNamespace, PrefixReply
+from libmem.abi.calls import FindPrefix, MakeNamespace, PrefixReply, UnlinkCube
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.kv import pack_tokens
 from libmem.hf.cache import KvClient, MappedCache, map_cache, new_cache
@@ -44,6 +44,7 @@ _MEASURED_TOKENS: Final = 16
 _RECENT: Final = 0.3
 """Weight of the latest measurement."""
 _DIGEST_CHARS: Final = 32
+_TOKEN_BYTES: Final = 4
 
 
 @dataclass
@@ -244,10 +245,11 @@ class Attached:
         pays = new_tokens * stats.prefill_s_per_token > stored_tokens * stats.store_s_per_token
         if rows.header.model != start.model_digest or (stats.prefill_s_per_token and not pays):
             return
-        name = blake3(pack_tokens(ids)).hexdigest()[:_DIGEST_CHARS]
+        packed = pack_tokens(ids)
+        name = blake3(packed).hexdigest()[:_DIGEST_CHARS]
         # Users who share a namespace cannot write over each other's cubes, nor read them.
         folder = f"{self._namespace}/{start.model_digest[:_DIGEST_CHARS]}/{os.geteuid()}"
-        self._storing = self._worker.submit(self._store, f"{folder}/{name}", [rows])
+        self._storing = self._worker.submit(self._store, f"{folder}/{name}", packed, [rows])
         if base is not None:
             base.mapped_layers[0].readers.add(self._storing)
 
@@ -259,26 +261,42 @@ class Attached:
             return sequence[:held].tolist()
         return request.token_ids[0, : min(held, request.common_tokens)].tolist()
 
-    def _store(self, name: str, handed_over: list[Rows]) -> None:
+    def _store(self, name: str, tokens: bytes, handed_over: list[Rows]) -> None:
         # Taken out: the executor keeps its arguments a moment longer than the work lasts, and
         # with them a cache that everybody thinks is gone.
         try:
-            self._save(name, handed_over.pop())
+            self._save(name, tokens, handed_over.pop())
         finally:
             self._client.post_released()
 
-    def _save(self, name: str, rows: Rows) -> None:
+    def _save(self, name: str, tokens: bytes, rows: Rows) -> None:
         begun = time.perf_counter()
         try:
-            save_rows(self._client, name, rows, expected_version=0)
+            if not self._commit(name, tokens, rows):
+                return
         except MemError as error:
-            if error.errno is not Errno.EVERSION:  # another process stored the same
-                self._note(error)
+            self._note(error)
             return
         each = (time.perf_counter() - begun) / len(rows.token_ids)
         with self._counting:
             self.stats.stored += 1
             self.stats.store_s_per_token = _recent(self.stats.store_s_per_token, each)
+
+    def _commit(self, name: str, tokens: bytes, rows: Rows) -> bool:
+        """False: another process stored the same."""
+        try:
+            save_rows(self._client, name, rows, expected_version=0)
+        except MemError as error:
+            if error.errno is not Errno.EVERSION:
+                raise
+        else:
+            return True
+        if self._find(rows.header.model, tokens).tokens * _TOKEN_BYTES == len(tokens):
+            return False
+        # What lies there is damaged, or what it stands on: it would be in the way for ever.
+        self._client.call(UnlinkCube(name))
+        save_rows(self._client, name, rows, expected_version=0)
+        return True
 
     def _note(self, error: MemError) -> None:
         with self._counting:

@@ -114,6 +114,20 @@ def test_another_store_takes_its_place(keeping: Daemon) -> None:
         process.end()
 
 
+def test_a_damaged_prefix_is_computed_and_stored_again(keeping: Daemon) -> None:
+    with keeping.connect() as client, ModelProcess(keeping, GENERATE) as process:
+        assert _ask(process) == STORED
+        (cube,) = client.list("/t", is_recursive=True)
+        client.evict(cube.name)
+        (file,) = keeping.page_files()
+        with file.open("r+b") as payload:
+            payload.seek(5000)
+            payload.write(b"damage")
+        assert [_ask(process) for _ in range(3)] == [FAILED, STORED, HIT]
+        process.tell("")
+        process.end()
+
+
 CHAT = """
 model = make_model("llama")
 said = prompt(70, seed=100)

@@ -5,6 +5,7 @@ import importlib
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from transformers.generation.stopping_criteria import MaxLengthCriteria
 from transformers.generation.streamers import BaseStreamer
 
 import libmem.hf
+from libmem.abi.calls import PrefixReply
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.kv import kv_header
 from libmem.hf import Attached, attach
@@ -98,19 +100,29 @@ def test_an_answer_is_the_next_prefix(
 
 
 def test_it_is_stored_once(model: PreTrainedModel, attached: Attached, cubes: FakeClient) -> None:
-    find, cubes.find_prefix = cubes.find_prefix, nothing_found  # type: ignore[method-assign]
-    for _ in range(2):
+    generate(model, TEXT)
+    assert attached.flush(60)
+    with not_found_once(cubes):  # by another process, while this one computed it
         generate(model, TEXT)
-        assert attached.flush(60)
-    cubes.find_prefix = find  # type: ignore[method-assign]
-    assert (len(cubes.cubes), attached.stats.stored, attached.stats.problems) == (1, 1, 0)
+    assert attached.flush(60)
+    stats = attached.stats
+    assert (len(cubes.cubes), stats.stored, stats.hits, stats.problems) == (1, 1, 0, 0)
     generate(model, TEXT)
     assert attached.flush(60)
     assert len(cubes.cubes) == 1
 
 
-def nothing_found(model: str, tokens: bytes, *, under: str = "/") -> Any:
-    return FakeClient().find_prefix(model, tokens, under=under)
+@contextmanager
+def not_found_once(cubes: FakeClient) -> Iterator[None]:
+    find = cubes.find_prefix
+
+    def nothing_found(model: str, tokens: bytes, *, under: str = "/") -> PrefixReply:
+        cubes.find_prefix = find  # type: ignore[method-assign]
+        return PrefixReply()
+
+    cubes.find_prefix = nothing_found  # type: ignore[method-assign]
+    yield
+    cubes.find_prefix = find  # type: ignore[method-assign]
 
 
 class Streamer(BaseStreamer):
