@@ -192,6 +192,9 @@ class KvMachine(KernelMachine):
             c.UnlinkCube(name),
             c.RenameCube(name, "/b/never"),
         ]
+        if self.ask(self.clients[0], c.Sync(), {Errno.EIO})[0] is not None:
+            return
+        # All is clean now: making room needs no commit that could fail in the place of this one.
         store = self.world.store
         (store.fail_stage if step == "stage" else store.fail_commit)(Errno.EIO)
         errno, _ = self.ask(self.clients[0], requests[kind], NO_ROOM | {Errno.EIO})
