@@ -212,7 +212,7 @@ class Cubes:
             )
         key = parents[0].key
         self._prefixes.check_base(key)
-        return Base(key, parents[0].version.attributes)
+        return Base(key, parents[0].version.attributes, self._prefixes.packed(key))
 
     @staticmethod
     def prefix_of(

@@ -16,12 +16,12 @@ from typing import Final, NamedTuple
 import structlog
 
 from libmem.abi.errors import Errno, MemError
-from libmem.abi.kv import KV_CHAIN_MAX
+from libmem.abi.kv import KV_CHAIN_MAX, TOKEN_BYTES
 from memosd.kernel.ledger import Ledger
 from memosd.kernel.pagetable import Cube, PageTable
 from memosd.kernel.ports import PayloadKey, Prefix, Store
 from memosd.kernel.rows import PrefixRow, VersionRow, decode_row, encode_row
-from memosd.kernel.tokenorder import TOKEN_BYTES, Entry, TokenOrder, as_pieces
+from memosd.kernel.tokenorder import Entry, TokenOrder, as_pieces, joined
 
 __all__ = ["Match", "Prefixes"]
 
@@ -149,6 +149,11 @@ class Prefixes:
     def tokens_of(self, key: PayloadKey) -> int:
         """How many tokens, those of the base included. Errors: ECORRUPT."""
         return self._entry(key).tokens
+
+    def packed(self, key: PayloadKey) -> Callable[[int], bytes]:
+        """Gives the first so many of its token ids, on any thread. Errors: ECORRUPT."""
+        pieces = self._entry(key).pieces
+        return lambda tokens: joined(pieces, tokens)
 
     def bases(self, key: PayloadKey) -> list[Cube]:
         """What a payload stands on, nearest first.

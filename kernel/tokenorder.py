@@ -8,11 +8,11 @@ short part of a long prefix costs its own tokens and no more. Kernel thread only
 from collections.abc import Collection, Iterator
 from typing import Final, NamedTuple
 
+from libmem.abi.kv import TOKEN_BYTES
 from memosd.kernel.ports import PayloadKey
 
-__all__ = ["TOKEN_BYTES", "Entry", "Piece", "TokenOrder", "as_pieces"]
+__all__ = ["Entry", "Piece", "TokenOrder", "as_pieces", "joined"]
 
-TOKEN_BYTES: Final = 4
 _CHUNK: Final = 1 << 14
 """Bytes compared at once: a slice is a copy, and one that fits the processor's cache is cheap."""
 _SINGLY_MAX: Final = 16
@@ -121,6 +121,12 @@ class TokenOrder:
 def as_pieces(packed: bytes) -> Pieces:
     """A prompt, to be compared with entries."""
     return (Piece(0, len(packed), packed),)
+
+
+def joined(pieces: Pieces, tokens: int) -> bytes:
+    """The first `tokens` token ids. Any thread: pieces never change."""
+    end = tokens * TOKEN_BYTES
+    return b"".join(p.packed[: min(p.end, end) - p.start] for p in pieces if p.start < end)
 
 
 def _compared(one: Pieces, other: Pieces, known: int) -> tuple[int, int]:

@@ -1,18 +1,29 @@
 """KV caches made by hand, for tests of what carries and stores them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from libmem.abi.kv import KvDtype, KvForm, KvHeader, KvLayers, KvStored, layout_of, planes_of
+from libmem.abi.kv import (
+    KvDtype,
+    KvForm,
+    KvHeader,
+    KvLayers,
+    KvStored,
+    digest_of_tokens,
+    layout_of,
+    pack_tokens,
+    planes_of,
+)
 
 __all__ = [
     "INT8",
     "Array",
     "attributes_of",
+    "digest_before",
     "header_of",
     "narrowed",
     "payload_of",
@@ -36,6 +47,11 @@ def header_of(
 def attributes_of(header: KvHeader) -> dict[str, Any]:
     """Those of a cube with this header."""
     return {"kv": msgspec.to_builtins(header)}
+
+
+def digest_before(tokens: Sequence[int], start: int) -> str:
+    """`KvHeader.before` of a part of these tokens."""
+    return digest_of_tokens(pack_tokens(tokens[:start])) if start else ""
 
 
 def narrowed(values: Array, dtype: KvDtype) -> Array:

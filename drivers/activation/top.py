@@ -5,17 +5,23 @@ header says (`libmem.abi.kv`), and what holds only a part continues its base: sa
 dtype, same layers, no token between them.
 """
 
-from typing import Any, Final
+from typing import Any
 
 from libmem.abi.errors import Errno, MemError
-from libmem.abi.kv import KV_ATTRIBUTE, KvStored, fingerprint, kv_header, layout_of
+from libmem.abi.kv import (
+    KV_ATTRIBUTE,
+    TOKEN_BYTES,
+    KvStored,
+    digest_of_tokens,
+    fingerprint,
+    kv_header,
+    layout_of,
+)
 from libmem.abi.prefix import Base, Prefix
 from libmem.abi.structs import CubeType, Descriptive, Durability
 from memosd.drivers.activation.coding import EXACT, KvCoding
 
 __all__ = ["ActivationDriver"]
-
-_TOKEN_BYTES: Final = 4
 
 
 class ActivationDriver:
@@ -75,10 +81,11 @@ class ActivationDriver:
     ) -> Prefix:
         """The token ids at the payload's start.
 
-        Errors: EMODEL (the base is of another model), EINVAL (another shape, or too short).
+        Errors: EMODEL (the base is of another model), EINVAL (another shape, too short, or other
+        tokens).
         """
         header = kv_header(attributes)
-        stored_bytes = (header.tokens - header.start) * _TOKEN_BYTES
+        stored_bytes = (header.tokens - header.start) * TOKEN_BYTES
         tokens = bytes(memoryview(payload)[:stored_bytes])
         model = fingerprint(header.model)
         if base is None:
@@ -92,4 +99,6 @@ class ActivationDriver:
             raise MemError(
                 Errno.EINVAL, f"the first parent has {under.tokens} tokens, not {header.start}"
             )
+        if digest_of_tokens(base.packed(header.start)) != header.before:
+            raise MemError(Errno.EINVAL, "the first parent holds other tokens")
         return Prefix(model, header.start, tokens, base.key)

@@ -9,7 +9,7 @@ import msgspec
 from libmem.abi import calls as c
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.index import IndexHit
-from libmem.abi.kv import fingerprint
+from libmem.abi.kv import TOKEN_BYTES, fingerprint
 from libmem.abi.limits import HITS_MAX, QUERY_MAX_CHARS
 from libmem.abi.names import NameRef, namespace_of, parse_subtree
 from libmem.abi.structs import Finding, Hit
@@ -90,7 +90,7 @@ def sys_find_prefix(context: Context, request: c.FindPrefix) -> c.PrefixReply:
     kernel = context.kernel
     under = parse_subtree(request.under)
     model = fingerprint(request.model)
-    if len(request.tokens) % 4:
+    if len(request.tokens) % TOKEN_BYTES:
         raise MemError(Errno.EINVAL, "token ids are 4 bytes each")
 
     def may_show(cube_id: bytes) -> bool:

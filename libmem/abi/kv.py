@@ -13,6 +13,7 @@ clients all read this.
 """
 
 import math
+import re
 import sys
 from array import array
 from collections.abc import Iterable, Iterator
@@ -37,6 +38,8 @@ __all__ = [
     "KvStored",
     "Layout",
     "Plane",
+    "TOKEN_BYTES",
+    "digest_of_tokens",
     "fingerprint",
     "kv_header",
     "layout_of",
@@ -55,8 +58,9 @@ KV_CHAIN_MAX: Final = 16
 _LAYERS_MAX: Final = 4096
 _HEADS_MAX: Final = 4096
 _DIM_MAX: Final = 1 << 16
-_FINGERPRINT_CHARS: Final = 64
-_TOKEN_BYTES: Final = 4
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+TOKEN_BYTES: Final = 4
+"""A token id as it is stored and sent."""
 
 
 class KvDtype(StrEnum):
@@ -117,6 +121,9 @@ class KvHeader(Value, frozen=True):
     start: int = 0
     """The first token stored here. Where it is not 0, the cube stands on its first parent, which
     holds the tokens before; a multiple of the grain."""
+    before: str = ""
+    """Where `start` is not 0: the digest of the token ids before it (`digest_of_tokens`). Another
+    text under the parent's name is no parent."""
     stored: KvStored | None = None
     """None: as the daemon is configured (`kv.store_as`)."""
 
@@ -158,7 +165,7 @@ def kv_header(attributes: dict[str, Any]) -> KvHeader:
 
 def fingerprint(model: str) -> bytes:
     """A model's fingerprint as 32 bytes. Errors: EINVAL."""
-    if len(model) != _FINGERPRINT_CHARS or set(model) - set("0123456789abcdef"):
+    if not _DIGEST.fullmatch(model):
         raise MemError(Errno.EINVAL, "a model fingerprint is 64 hexadecimal digits, in lower case")
     return bytes.fromhex(model)
 
@@ -182,6 +189,10 @@ def _check(header: KvHeader) -> None:
         raise MemError(Errno.EINVAL, f"tokens {header.start} to {header.tokens} are none")
     if header.start % _grain_tokens(header.dtype.item_bytes, _dims(header)):
         raise MemError(Errno.EINVAL, "a part starts at a whole page of every plane")
+    if bool(header.start) != bool(_DIGEST.fullmatch(header.before)) or (
+        not header.start and header.before
+    ):
+        raise MemError(Errno.EINVAL, "a part, and only a part, has the digest of what is before it")
     if header.stored is not None and not 0 < header.stored.error_max <= 1:
         raise MemError(Errno.EINVAL, "error_max is above 0, and 1 at most")
 
@@ -202,7 +213,7 @@ def layout_of(header: KvHeader) -> Layout:
     grain = _grain_tokens(header.dtype.item_bytes, _dims(header))
     stored = header.tokens - header.start
     capacity = -(-stored // grain) * grain
-    offset = -(-stored * _TOKEN_BYTES // KV_PAGE_BYTES) * KV_PAGE_BYTES
+    offset = -(-stored * TOKEN_BYTES // KV_PAGE_BYTES) * KV_PAGE_BYTES
     row_bytes = sum(run.count * run.heads * (run.key_dim + run.value_dim) for run in header.layers)
     size = offset + row_bytes * header.dtype.item_bytes * capacity
     return Layout(grain, capacity, offset, size)
@@ -222,6 +233,13 @@ def planes_of(header: KvHeader) -> Iterator[Plane]:
             layer += 1
 
 
+def digest_of_tokens(packed: bytes) -> str:
+    """blake3 of packed token ids: 64 hexadecimal digits."""
+    from blake3 import blake3  # here: few clients of all that import this need it
+
+    return str(blake3(packed).hexdigest())
+
+
 def pack_tokens(token_ids: Iterable[int]) -> bytes:
     """Token ids as they are stored and sent: u32, little endian. Errors: EINVAL."""
     try:
@@ -234,7 +252,7 @@ def pack_tokens(token_ids: Iterable[int]) -> bytes:
 
 def unpack_tokens(packed: bytes | memoryview) -> list[int]:
     """The reverse. Errors: EINVAL."""
-    if len(packed) % _TOKEN_BYTES:
+    if len(packed) % TOKEN_BYTES:
         raise MemError(Errno.EINVAL, "token ids are 4 bytes each")
     tokens = array("I")
     tokens.frombytes(packed)

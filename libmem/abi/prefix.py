@@ -1,5 +1,6 @@
 """What drivers tell the kernel of payloads that begin with tokens: plain values."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 __all__ = ["Base", "Prefix"]
@@ -23,3 +24,5 @@ class Base(NamedTuple):
 
     key: bytes
     attributes: dict[str, Any]
+    packed: Callable[[int], bytes]
+    """The first so many of its token ids, those that it stands on included. Any thread."""

@@ -23,6 +23,7 @@ from libmem.abi.kv import (
     KvHeader,
     KvLayers,
     KvStored,
+    digest_of_tokens,
     layout_of,
     pack_tokens,
     planes_of,
@@ -138,7 +139,9 @@ def rows_of(
         start = _start_on(base, header, ids)
     parents = (base.prefix.name,) if start and base and base.prefix else ()
     states = [each[:, start:tokens] for two in held for each in two]
-    return Rows(msgspec.structs.replace(header, start=start), ids[start:tokens], states, parents)
+    before = digest_of_tokens(pack_tokens(ids[:start])) if start else ""
+    header = msgspec.structs.replace(header, start=start, before=before)
+    return Rows(header, ids[start:tokens], states, parents)
 
 
 def save_rows(

@@ -23,6 +23,7 @@ from libmem.abi.kv import (
     unpack_tokens,
 )
 from libmem.parts import Part
+from tests.caches import digest_before
 from tests.crash.witness import LARGE, State, Witness, state_of
 from tests.e2e.daemon import Daemon
 
@@ -82,7 +83,14 @@ class KvWitness(Witness):
         states: dict[str, set[State]],
         *parents: str,
     ) -> bool:
-        header = KvHeader(_MODEL, KvDtype.FLOAT32, _LAYERS, tokens=len(tokens), start=start)
+        header = KvHeader(
+            _MODEL,
+            KvDtype.FLOAT32,
+            _LAYERS,
+            tokens=len(tokens),
+            start=start,
+            before=digest_before(tokens, start),
+        )
         payload = pack_tokens(tokens[start:]).ljust(layout_of(header).size_bytes, b"\x77")
         assert len(payload) >= LARGE, "counted as a page file"
         self._tokens[payload] = tokens

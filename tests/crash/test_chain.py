@@ -10,6 +10,7 @@ from libmem import CubeType, Durability
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.failpoints import EXIT_STATUS
 from libmem.abi.kv import KvDtype, KvHeader, KvLayers, layout_of, pack_tokens
+from tests.caches import digest_before
 from tests.crash.audit import audit
 from tests.e2e.daemon import Daemon, eventually
 
@@ -23,7 +24,14 @@ def write(client: libmem.Client, name: str, base: str = "") -> None:
     """So many tokens, behind those of the base."""
     start = LENGTHS.get(base, 0)
     tokens = TOKENS[: LENGTHS[name]]
-    header = KvHeader(MODEL, KvDtype.FLOAT32, LAYERS, tokens=len(tokens), start=start)
+    header = KvHeader(
+        MODEL,
+        KvDtype.FLOAT32,
+        LAYERS,
+        tokens=len(tokens),
+        start=start,
+        before=digest_before(tokens, start),
+    )
     client.write(
         name,
         pack_tokens(tokens[start:]).ljust(layout_of(header).size_bytes, b"k"),

@@ -18,6 +18,7 @@ from libmem.abi.kv import (
     KvDtype,
     KvHeader,
     KvLayers,
+    digest_of_tokens,
     layout_of,
     pack_tokens,
     planes_of,
@@ -126,6 +127,7 @@ KV = KvHeader(
     layers=(KvLayers(count=1, heads=2, key_dim=64, value_dim=64),),
     tokens=18,
     start=16,
+    before=digest_of_tokens(pack_tokens(range(100, 116))),
 )
 KV_ID = bytes.fromhex("01a203df5e660a1040ba8ce6492933ce")
 PREFIX = PrefixRow(

@@ -11,6 +11,7 @@ from libmem import CubeType, Durability
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.kv import KvDtype, KvHeader, KvLayers, layout_of, pack_tokens
 from libmem.parts import Parts
+from tests.caches import digest_before
 from tests.e2e.actor import Actor
 from tests.e2e.daemon import Daemon, eventually, tier
 
@@ -36,7 +37,14 @@ say("gone")
 def write(
     client: libmem.Client, name: str, tokens: Sequence[int], start: int = 0, *parents: str
 ) -> None:
-    header = KvHeader(MODEL, KvDtype.FLOAT32, LAYERS, tokens=len(tokens), start=start)
+    header = KvHeader(
+        MODEL,
+        KvDtype.FLOAT32,
+        LAYERS,
+        tokens=len(tokens),
+        start=start,
+        before=digest_before(tokens, start),
+    )
     client.write(
         name,
         pack_tokens(tokens[start:]).ljust(layout_of(header).size_bytes, b"k"),
@@ -174,7 +182,9 @@ def test_descriptors_are_not_inherited_by_children(chain: libmem.Client) -> None
 
 
 def test_a_part_cannot_be_durable(chain: libmem.Client) -> None:
-    header = KvHeader(MODEL, KvDtype.FLOAT32, LAYERS, tokens=2 * GRAIN, start=GRAIN)
+    header = KvHeader(
+        MODEL, KvDtype.FLOAT32, LAYERS, tokens=2 * GRAIN, start=GRAIN, before="0" * 64
+    )
     with pytest.raises(MemError) as refused:
         chain.write(
             "/t/part",

@@ -9,6 +9,7 @@ import msgspec
 from libmem.abi import calls as c
 from libmem.abi.kv import KvDtype, KvHeader, KvLayers, layout_of, pack_tokens
 from libmem.abi.structs import CubeType
+from tests.caches import digest_before
 from tests.kernel.world import Client
 
 __all__ = ["GRAIN", "MODEL", "OTHER_MODEL", "fields_of", "find", "kv", "part", "shared", "write"]
@@ -22,7 +23,14 @@ GRAIN = 4
 
 def kv(tokens: Sequence[int], start: int = 0, model: str = MODEL) -> tuple[KvHeader, bytes]:
     """A header and its payload, for the tokens behind `start`: 12 KiB for each grain or less."""
-    header = KvHeader(model, KvDtype.FLOAT32, LAYERS, tokens=len(tokens), start=start)
+    header = KvHeader(
+        model,
+        KvDtype.FLOAT32,
+        LAYERS,
+        tokens=len(tokens),
+        start=start,
+        before=digest_before(tokens, start),
+    )
     packed = pack_tokens(tokens[start:])
     return header, packed.ljust(layout_of(header).size_bytes, b"\x55")
 

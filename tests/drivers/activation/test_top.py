@@ -10,18 +10,23 @@ from libmem.abi.kv import KvDtype, KvHeader, KvLayers, layout_of, pack_tokens
 from libmem.abi.prefix import Base, Prefix
 from libmem.abi.structs import Descriptive, Durability
 from memosd.drivers.activation.top import ActivationDriver
+from tests.caches import digest_before
 
 MODEL, OTHER = "ab" * 32, "cd" * 32
 LAYERS = (KvLayers(2, 1, 64, 64),)
 TOKENS = list(range(32))
 PLAIN = Descriptive()
 HEADER = KvHeader(MODEL, KvDtype.FLOAT32, LAYERS, tokens=32)
-PART = msgspec.structs.replace(HEADER, start=16)
+PART = msgspec.structs.replace(HEADER, start=16, before=digest_before(TOKENS, 16))
 
 
 @pytest.fixture
 def driver() -> ActivationDriver:
     return ActivationDriver()
+
+
+def packed(tokens: int) -> bytes:
+    return pack_tokens(TOKENS[:tokens])
 
 
 def attributes(header: KvHeader, **changes: Any) -> dict[str, Any]:
@@ -71,7 +76,9 @@ def test_a_part_names_its_base(driver: ActivationDriver) -> None:
     assert driver.is_part(attributes(PART))
     for under in (HEADER, msgspec.structs.replace(HEADER, tokens=16)):
         prefix = driver.prefix_of(
-            memoryview(payload_of(PART)), attributes(PART), Base(b"k" * 16, attributes(under))
+            memoryview(payload_of(PART)),
+            attributes(PART),
+            Base(b"k" * 16, attributes(under), packed),
         )
         assert prefix == Prefix(bytes.fromhex(MODEL), 16, pack_tokens(TOKENS[16:]), b"k" * 16)
 
@@ -90,7 +97,14 @@ def test_a_part_names_its_base(driver: ActivationDriver) -> None:
 def test_a_part_of_something_else_is_refused(
     driver: ActivationDriver, changes: dict[str, Any], errno: Errno
 ) -> None:
-    base = Base(b"k" * 16, attributes(HEADER, **changes))
+    base = Base(b"k" * 16, attributes(HEADER, **changes), packed)
     with pytest.raises(MemError) as refused:
         driver.prefix_of(payload_of(PART), attributes(PART), base)
     assert refused.value.errno is errno
+
+
+def test_a_parent_of_other_tokens_is_refused(driver: ActivationDriver) -> None:
+    base = Base(b"k" * 16, attributes(HEADER), lambda tokens: bytes(tokens * 4))
+    with pytest.raises(MemError, match="other tokens") as refused:
+        driver.prefix_of(payload_of(PART), attributes(PART), base)
+    assert refused.value.errno is Errno.EINVAL

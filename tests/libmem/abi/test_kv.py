@@ -37,7 +37,8 @@ def headers(draw: st.DrawFn) -> KvHeader:
     dtype = draw(st.sampled_from(KvDtype))
     plain = KvHeader(MODEL, dtype, layers, tokens=1)
     start = draw(st.integers(0, 3)) * layout_of(plain).grain_tokens
-    return msgspec.structs.replace(plain, tokens=start + draw(st.integers(1, 5000)), start=start)
+    tokens, before = start + draw(st.integers(1, 5000)), "0f" * 32 if start else ""
+    return msgspec.structs.replace(plain, tokens=tokens, start=start, before=before)
 
 
 def attributes(header: KvHeader) -> dict[str, Any]:
@@ -119,7 +120,8 @@ GOOD: dict[str, Any] = {"model": MODEL, "dtype": "float32", "layers": [LAYER], "
         {"layers": [{**LAYER, "more": 1}]}, {"layers": LAYER}, {"layers": "x"},
         {"tokens": 0}, {"tokens": -1}, {"tokens": KV_TOKENS_MAX + 1}, {"tokens": 2**64 - 1},
         {"tokens": 40.0}, {"tokens": True}, {"tokens": "40"}, {"start": 40}, {"start": -16},
-        {"start": 8}, {"more": 1}, {1: 1},
+        {"start": 8}, {"more": 1}, {1: 1}, {"start": 16}, {"before": "0f" * 32},
+        {"start": 16, "before": "0F" * 32}, {"start": 16, "before": "0f" * 31},
     ],
 )  # fmt: skip
 def test_a_header_that_is_none_is_refused(change: dict[Any, Any]) -> None:

@@ -7,6 +7,7 @@ import torch
 from libmem.abi.kv import KvDtype, KvHeader, KvLayers, layout_of
 from libmem.hf.prefix import Prefix
 from libmem.hf.store import Rows, save_rows
+from tests.caches import digest_before
 from tests.libmem.hf.fake_client import FakeClient
 
 __all__ = ["MODEL", "header_of", "store", "stored_prefix"]
@@ -37,7 +38,8 @@ def store(client: FakeClient, header: KvHeader, cuts: Sequence[int] = ()) -> lis
     ]
     grain, start, parents = layout_of(header).grain_tokens, 0, ()
     for number, end in enumerate([*cuts, header.tokens]):
-        part = KvHeader(header.model, header.dtype, header.layers, end, start)
+        before = digest_before(range(end), start)
+        part = KvHeader(header.model, header.dtype, header.layers, end, start, before)
         mine = [each[:, start:end] for each in states]
         save_rows(client, f"/kv/{number}", Rows(part, list(range(start, end)), mine, parents))
         start, parents = end // grain * grain, (f"/kv/{number}@v1",)  # type: ignore[assignment]
