@@ -5,9 +5,10 @@ model, in which the longest shared prefix is found exactly (`tokenorder`; why so
 docs/design/0004-activation-memory.md, 3), and who stands on whom. A payload may hold only the
 tokens behind those of its base; then it is of use only together with that.
 
-The rows are the truth: all is made at boot and again after a failed commit. Invariant: what is in
-an order has all that it stands on. Rows of which that cannot be said are kept apart: they are
-never found or mapped, but they go with their cubes. Kernel thread only.
+The rows are the truth: all is made of them at boot, and what a failed commit had changed is taken
+back step by step. Invariant: what is in an order has all that it stands on. Rows of which that
+cannot be said are kept apart: they are never found or mapped, but they go with their cubes. Kernel
+thread only.
 """
 
 from collections.abc import Callable, Mapping
@@ -63,8 +64,14 @@ class Prefixes:
         self._lame: dict[PayloadKey, _Lame] = {}
         self._orders: dict[tuple[int, bytes], TokenOrder] = {}
         self._dependents: dict[PayloadKey, set[PayloadKey]] = {}
-        self._reload()
-        ledger.on_rollback.append(lambda _error: self._reload())
+        self._undo: list[Callable[[], None]] = []
+        self._undo_flushing: list[Callable[[], None]] = []
+        """How to take back what is not durable yet: the generation being filled, and the one on its
+        way to the disk."""
+        self._load()
+        ledger.before_stage.append(self._on_stage)
+        ledger.on_commit.append(self._undo_flushing.clear)
+        ledger.on_rollback.append(lambda _error: self._take_back())
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -78,6 +85,13 @@ class Prefixes:
         if row.base:
             self._dependents.setdefault(row.base, set()).add(key)
         self._file(key, row, space)
+        self._undo.append(lambda: self._forget(key))
+
+    def _forget(self, key: PayloadKey) -> None:
+        entry = self._entries.pop(key)
+        self._unfile([entry])
+        if entry.base:
+            self._dependents[entry.base].discard(key)
 
     def drop(self, key: PayloadKey) -> set[PayloadKey]:
         """Forget a payload; returns those that stand on it, directly or not, and must go as well.
@@ -88,22 +102,47 @@ class Prefixes:
         known = entry if entry is not None else self._lame.get(key)
         if known is None:
             return set()
-        fallen = self._fallen_with(key)
+        fallen, stood_on = self._fallen_with(key)
+        going = [self._entries[each] for each in fallen if each in self._entries]
         self._set_apart(fallen)
         fallen.discard(key)
-        del self._lame[key]
+        apart = self._lame.pop(key)
         self._ledger.delete("prefixes", key)
         self._dependents.get(known.base, set()).discard(key)
+        self._undo.append(lambda: self._put_back(key, apart, going, stood_on))
         return fallen
 
-    def _fallen_with(self, key: PayloadKey) -> set[PayloadKey]:
-        """A payload and all that stands on it, which from now on stands on nothing."""
+    def _put_back(
+        self,
+        key: PayloadKey,
+        apart: _Lame,
+        going: list[Entry],
+        stood_on: dict[PayloadKey, set[PayloadKey]],
+    ) -> None:
+        self._lame[key] = apart
+        for entry in going:
+            del self._lame[entry.key]
+            self._entries[entry.key] = entry
+            self._order_of(entry).add(entry)
+        self._dependents.update(stood_on)
+        if apart.base:
+            self._dependents.setdefault(apart.base, set()).add(key)
+
+    def _fallen_with(
+        self, key: PayloadKey
+    ) -> tuple[set[PayloadKey], dict[PayloadKey, set[PayloadKey]]]:
+        """A payload and all that stands on it, which from now on stands on nothing; and who stood
+        on whom."""
         fallen, waiting = {key}, [key]
+        stood_on = {}
         while waiting:
-            above = self._dependents.pop(waiting.pop(), set())
+            base = waiting.pop()
+            above = self._dependents.pop(base, set())
+            if above:
+                stood_on[base] = set(above)
             fallen |= above
             waiting += above
-        return fallen
+        return fallen, stood_on
 
     def _set_apart(self, keys: set[PayloadKey]) -> None:
         going: dict[tuple[int, bytes], list[Entry]] = {}
@@ -119,9 +158,14 @@ class Prefixes:
         """Its cube went to another namespace."""
         entry = self._entries.get(key)
         if entry is not None and entry.space != space:
-            self._unfile([entry])
-            entry.space = space
-            self._order_of(entry).add(entry)
+            before = entry.space
+            self._refile(entry, space)
+            self._undo.append(lambda: self._refile(entry, before))
+
+    def _refile(self, entry: Entry, space: int) -> None:
+        self._unfile([entry])
+        entry.space = space
+        self._order_of(entry).add(entry)
 
     def _file(self, key: PayloadKey, row: PrefixRow, space: int) -> None:
         # By whoever made sure that the base is there.
@@ -254,10 +298,20 @@ class Prefixes:
             entry = base
         return Match(entry.key, match.tokens)
 
-    # -- boot ----------------------------------------------------------------------------------
+    # -- commits and boot ------------------------------------------------------------------------
 
-    def _reload(self) -> None:
-        self._entries, self._lame, self._orders, self._dependents = {}, {}, {}, {}
+    def _on_stage(self) -> None:
+        self._undo_flushing += self._undo
+        self._undo.clear()
+
+    def _take_back(self) -> None:
+        """Both generations failed."""
+        for undo in reversed(self._undo_flushing + self._undo):
+            undo()
+        self._undo_flushing.clear()
+        self._undo.clear()
+
+    def _load(self) -> None:
         rows: dict[PayloadKey, PrefixRow] = {}
         for key, value in self._store.scan("prefixes", b""):
             try:

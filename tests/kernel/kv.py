@@ -9,10 +9,24 @@ import msgspec
 from libmem.abi import calls as c
 from libmem.abi.kv import KvDtype, KvHeader, KvLayers, layout_of, pack_tokens
 from libmem.abi.structs import CubeType
+from memosd.kernel.ledger import Ledger
+from memosd.kernel.prefixes import Prefixes
 from tests.caches import digest_before
-from tests.kernel.world import Client
+from tests.kernel.world import Client, World
 
-__all__ = ["GRAIN", "MODEL", "OTHER_MODEL", "fields_of", "find", "kv", "part", "shared", "write"]
+__all__ = [
+    "GRAIN",
+    "MODEL",
+    "OTHER_MODEL",
+    "fields_of",
+    "find",
+    "kv",
+    "loaded",
+    "part",
+    "shared",
+    "state_of",
+    "write",
+]
 
 MODEL = "ab" * 32
 OTHER_MODEL = "cd" * 32
@@ -58,6 +72,26 @@ def find(user: Client, tokens: Sequence[int], under: str = "/") -> tuple[str, in
     """(name without its version, shared tokens)"""
     reply = user.call(c.FindPrefix(model=MODEL, tokens=pack_tokens(tokens), under=under))
     return re.sub(r"@v\d+\Z", "", reply.name), reply.tokens
+
+
+def state_of(prefixes: Prefixes) -> tuple[Any, ...]:
+    """All that it knows, to be compared."""
+    fields = vars(prefixes)
+    return (
+        {key: (e.cube_id, e.space, e.base, e.start) for key, e in fields["_entries"].items()},
+        fields["_lame"],
+        {base: keys for base, keys in fields["_dependents"].items() if keys},
+        {
+            place: [entry.key for entry in vars(order)["_entries"]]
+            for place, order in fields["_orders"].items()
+        },
+    )
+
+
+def loaded(world: World) -> Prefixes:
+    """As a boot would make it of the durable rows."""
+    table = world.kernel.parts.table
+    return Prefixes(Ledger(world.store, world.io), world.store, table)
 
 
 def shared(a: Sequence[int], b: Sequence[int]) -> int:

@@ -18,7 +18,7 @@ from libmem.abi import calls as c
 from libmem.abi.errors import Errno
 from libmem.abi.kv import KV_CHAIN_MAX, pack_tokens
 from libmem.abi.structs import Durability
-from tests.kernel.kv import GRAIN, MODEL, fields_of, kv, shared
+from tests.kernel.kv import GRAIN, MODEL, fields_of, kv, loaded, shared, state_of
 from tests.kernel.model import NO_ROOM, SETTINGS, clients
 from tests.kernel.test_machine import BUDGETS, KernelMachine
 from tests.kernel.world import KIB, Client, World
@@ -200,6 +200,7 @@ class KvMachine(KernelMachine):
         errno, _ = self.ask(self.clients[0], requests[kind], NO_ROOM | {Errno.EIO})
         assert errno is not None
         store.__dict__["_failures"].clear()
+        assert state_of(self.world.kernel.parts.prefixes) == state_of(loaded(self.world))
 
     # -- holding ---------------------------------------------------------------------------------
 

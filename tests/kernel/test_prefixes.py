@@ -18,11 +18,13 @@ from tests.kernel.kv import (
     fields_of,
     find,
     kv,
+    loaded,
     part,
     shared,
+    state_of,
     write,
 )
-from tests.kernel.world import KIB, Client, World
+from tests.kernel.world import KIB, Client, World, batch_of
 
 OPEN = Governance(mode=0o644)
 CLOSED = Governance(mode=0o600)
@@ -270,3 +272,31 @@ def test_prefixes_are_there_again_after_a_restart(world: World, user: Client) ->
     assert find(again, tokens[:GRAIN]) == ("/n/root", GRAIN), "from as few parts as hold them"
     assert again.unlink("/n/root").dependents == 2
     assert find(again, tokens) == ("", 0)
+
+
+@pytest.mark.parametrize("step", ["stage", "commit"])
+@pytest.mark.parametrize("change", ["write", "unlink", "rename", "all"])
+def test_a_failed_commit_is_taken_back_step_by_step(
+    world: World, user: Client, step: str, change: str
+) -> None:
+    tokens = list(range(4 * GRAIN))
+    user.make("/other")
+    write(user, "/n/root", tokens[: 2 * GRAIN])
+    part(user, "/n/part", tokens[: 3 * GRAIN], "/n/root")
+    part(user, "/n/leaf", tokens, "/n/part")
+    write(user, "/n/lone", [9, 9])
+    user.call(c.Sync())
+    before = state_of(world.kernel.parts.prefixes)
+    header, payload = kv([7, 7, 7])
+    requests: dict[str, c.Call[Any]] = {
+        "write": c.WriteCube(name="/n/new", payload=payload, **fields_of(header)),
+        "rename": c.RenameCube("/n/lone", "/other/lone"),
+        "unlink": c.UnlinkCube("/n/root"),
+    }
+    wanted = [requests[change]] if change != "all" else list(requests.values())
+    (world.store.fail_stage if step == "stage" else world.store.fail_commit)(Errno.EIO)
+    asked = user.start(batch_of(*wanted))
+    world.settle()
+    assert asked.errno() == Errno.EIO
+    assert state_of(world.kernel.parts.prefixes) == before == state_of(loaded(world))
+    assert find(user, tokens)[1] == 4 * GRAIN
