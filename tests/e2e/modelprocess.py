@@ -100,8 +100,11 @@ class ModelProcess:
 
 
 def _run(pipe: Connection, program: str, runtime_dir: str, uid: int, timeout_s: float) -> None:
+    import torch
+
     import libmem
 
+    torch.set_num_threads(1)  # makes torch's pool again, which a fork breaks, before any thread is
     if uid >= 0:
         os.setgroups([uid])
         os.setresgid(uid, uid, uid)

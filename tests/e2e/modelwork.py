@@ -71,7 +71,6 @@ def digest(cache: MappedCache) -> str:
 
 def warm_up() -> None:
     """Import what is imported late: other users may not be allowed to read it."""
-    torch.set_num_threads(1)
     model = make_model("llama")
     answer(model, prompt(4))
     libmem.hf.fingerprint(model)

@@ -56,7 +56,7 @@ def test_both_clients_have_the_same_operations() -> None:
     def public(kind: type) -> set[str]:
         return {name for name in dir(kind) if not name.startswith("_")}
 
-    assert public(libmem.Client) - public(AsyncClient) == {"after_fork_in_child"}
+    assert public(libmem.Client) - public(AsyncClient) == {"after_fork_in_child", "post_released"}
     assert public(AsyncClient) - public(libmem.Client) == set()
     assert "stat" in public(Operations)
 
