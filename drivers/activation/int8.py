@@ -12,7 +12,7 @@ use come back as zeros. A plane is never in memory as a whole, but a few blocks 
 
 The only module of the daemon that needs numpy; `coding.py` imports it with the first such cube.
 numpy lets others run while it computes. Source: per-channel symmetric quantisation, as of keys in
-KIVI (arXiv 2402.02750); docs/design/0004-activation-memory.md, 5.
+KIVI (arXiv 2402.02750); docs/design/0004-activation-memory.md, 6.
 """
 
 from collections.abc import Iterable, Iterator

@@ -1,7 +1,7 @@
 """Payload bytes behind descriptors: copying, hashing and checking them, for every tier.
 
-Owns no state. Holes stay holes: an activation payload is mostly room for tokens to come, which
-costs nothing as long as nobody touches it. So copies skip what the source does not hold, and
+Owns no state. Holes stay holes: memory that a client asked for and never wrote costs nothing as
+long as nobody touches it. So copies skip what the source does not hold, and
 pages are hashed through `pread` into a small buffer: reading a hole so allocates nothing, whereas
 a page fault on a mapping of it would; nor can a read, unlike a mapping, kill the process when a
 file turns out shorter. Through a buffer that fits the cache it is as fast as hashing a mapping

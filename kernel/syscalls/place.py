@@ -159,8 +159,7 @@ def sys_advise_cube(context: Context, request: c.AdviseCube) -> c.Done:
     cube, space = kernel.cubes.open(context.who, request.name)
     resident = kernel.parts.residents.find(cube.key)
     if request.advice is Advice.WILLNEED:
-        if resident is None:
-            detach(_prefetch(context, cube, space))
+        detach(_prefetch(context, cube, space))
     elif resident is not None:
         resident.is_sequential = request.advice is Advice.SEQUENTIAL
         if request.advice is not Advice.SEQUENTIAL:
@@ -179,10 +178,19 @@ def _may_evict(context: Context, cube: Cube, resident: Resident) -> bool:
 
 async def _prefetch(context: Context, cube: Cube, space: Namespace) -> None:
     try:
-        await context.kernel.pager.fault(cube, space)
+        await _bring_in(context, cube, space)
     except MemError as error:
         # A hint fails without a word to the caller, but `explain` tells.
         context.kernel.parts.heat.decide(cube.id, "prefetch failed", str(error))
+
+
+async def _bring_in(context: Context, cube: Cube, space: Namespace) -> None:
+    """Fault a cube in, with what it stands on."""
+    kernel = context.kernel
+    await kernel.pager.fault(cube, space)
+    if cube.row.type is CubeType.ACTIVATION:
+        for base in kernel.parts.prefixes.bases(cube.key):
+            await kernel.pager.fault(base, kernel.parts.namespaces.by_id(base.row.namespace))
 
 
 async def sys_evict(context: Context, request: c.Evict) -> c.EvictReply:
@@ -214,7 +222,7 @@ async def sys_migrate_cube(context: Context, request: c.MigrateCube) -> c.Migrat
     if request.tier is TierName.RAM:
         if cube.version.size_bytes == 0:
             raise MemError(Errno.EOPNOTSUPP, "an empty payload lies in the table only")
-        await kernel.pager.fault(cube, space)
+        await _bring_in(context, cube, space)
     else:
         await _evict(context, cube, "migrated to disk")
     cube, _ = kernel.cubes.open(context.who, request.name, WRITE)

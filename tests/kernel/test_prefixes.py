@@ -8,7 +8,7 @@ import pytest
 from libmem.abi import calls as c
 from libmem.abi.errors import Errno
 from libmem.abi.kv import pack_tokens
-from libmem.abi.structs import Durability, Governance
+from libmem.abi.structs import Advice, Durability, Governance, TierName
 from tests.kernel.conftest import MakeWorld
 from tests.kernel.fakes import SECOND_NS
 from tests.kernel.kv import (
@@ -300,3 +300,23 @@ def test_a_failed_commit_is_taken_back_step_by_step(
     assert asked.errno() == Errno.EIO
     assert state_of(world.kernel.parts.prefixes) == before == state_of(loaded(world))
     assert find(user, tokens)[1] == 4 * GRAIN
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [c.AdviseCube("/n/leaf", Advice.WILLNEED), c.MigrateCube("/n/leaf", TierName.RAM)],
+    ids=["advise", "migrate"],
+)
+def test_what_brings_a_part_in_brings_all_that_it_stands_on(
+    world: World, user: Client, ask: c.Call[Any]
+) -> None:
+    tokens = list(range(3 * GRAIN))
+    names = ["/n/root", "/n/part", "/n/leaf"]
+    write(user, names[0], tokens[:GRAIN])
+    part(user, names[1], tokens[: 2 * GRAIN], names[0])
+    part(user, names[2], tokens, names[1])
+    for name in names:
+        user.call(c.Evict(name))
+    user.call(ask)
+    world.settle()
+    assert [user.stat(name).tiers for name in names] == [("ram", "disk")] * 3
