@@ -53,6 +53,8 @@ class _Mind:
 
     def __init__(self, document: str) -> None:
         disable_progress_bar()
+        # Three of these think at the same time: more threads would wait for each other's cores.
+        torch.set_num_threads(1)
         folder = find_model(SMOLLM2)
         self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
