@@ -30,7 +30,7 @@ check: $(STAMP)  ## formatting, lint, types, one-way imports
 	@$(PY) -m mypy
 	@$(VENV)/bin/lint-imports --no-cache
 
-bench: $(STAMP)  ## run every benchmark against its physical limit
+bench: try-models  ## run every benchmark against its physical limit
 	@$(VENV)/bin/memos-bench all
 
 models: $(STAMP)  ## fetch the models of tests, benchmarks and demo into ~/.cache/memosd/models

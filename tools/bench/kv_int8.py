@@ -1,4 +1,4 @@
-"""`kv --quantise int8`: what a prefix loses, and saves, when it lies on disk as int8.
+"""`kv-int8`, or `kv --quantise int8`: what a prefix loses, and saves, when it lies on disk as int8.
 
 A prompt of real text is prefilled by a real model and committed with `stored: int8`, evicted, and
 mapped again. The next tokens of the same text are then read behind the cube and behind the exact
@@ -61,7 +61,7 @@ def measure(plan: Plan, directory: Path) -> Report:
     form = _form(stat)
     kl, same = _compared(*behind)
     return Report(
-        "kv",
+        "kv-int8",
         (
             row("kl", kl, f"mean KL divergence over {plan.next_tokens} tokens", at_most(0.002)),
             row("bytes_ratio", _bytes_ratio(stat, form), "on disk / bfloat16", at_most(0.55)),

@@ -41,7 +41,9 @@ def test_share(tmp_path: Path, smollm2: Path) -> None:
 
 def test_int8(tmp_path: Path, smollm2: Path) -> None:
     plan = kv_int8.Plan(tokens=128, next_tokens=4)
-    found = fields(kv_int8.measure(plan, tmp_path), {"kl": "≤ 0.002", "bytes_ratio": "≤ 0.55"})
+    report = kv_int8.measure(plan, tmp_path)
+    assert report.benchmark == "kv-int8"
+    found = fields(report, {"kl": "≤ 0.002", "bytes_ratio": "≤ 0.55"})
     assert 0 < found["error"] < 0.02
     assert found["kl"] < 0.02
 

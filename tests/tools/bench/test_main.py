@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from libmem.abi.errors import Errno, MemError
-from memosd.tools.bench import boot, kv, mapping, prefix, put, rpc, scale, share
+from memosd.tools.bench import boot, kv, kv_int8, mapping, prefix, put, rpc, scale, share
 from memosd.tools.bench.__main__ import _BENCHMARKS, main
 from memosd.tools.bench.report import Report, at_most, row
 
@@ -95,17 +95,55 @@ def test_a_store_of_no_cubes_is_refused(capsys: pytest.CaptureFixture[str]) -> N
     assert "at least 1" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("_measured")
-def test_all_is_one_object_with_each_benchmark(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    for module in (put, mapping, scale, kv, share, prefix):
+@pytest.fixture
+def _all_measured(_measured: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (put, mapping, scale, kv, kv_int8, share, prefix):
         monkeypatch.setattr(module, "measure", lambda plan, directory: Report("other", ()))
+
+
+@pytest.mark.usefixtures("_all_measured")
+def test_all_is_one_object_with_each_benchmark(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     assert main(["all", "--json", "--dir", str(tmp_path)]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert list(found) == ["benchmark", *_BENCHMARKS]
+    assert list(found) == ["benchmark", "failed", *_BENCHMARKS]
+    assert found["failed"] == {}
     assert found["boot"]["import_ms"] == 40.0
     assert found["rpc"]["is_met"] is False
+
+
+@pytest.mark.usefixtures("_all_measured")
+def test_one_failure_among_all_stops_no_other(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def measure(plan: object, directory: Path) -> Report:
+        raise MemError(Errno.ENOENT, "there is no model: make models")
+
+    for module in (kv, share):
+        monkeypatch.setattr(module, "measure", measure)
+    assert main(["all", "--json", "--dir", str(tmp_path)]) == 1
+    captured = capsys.readouterr()
+    found = json.loads(captured.out.splitlines()[-1])
+    assert list(found["failed"]) == ["kv", "share"]
+    assert found.keys() == {"benchmark", "failed", *_BENCHMARKS} - {"kv", "share"}
+    assert found["rpc"]["ratio_p50"] == 2.5
+    told = captured.err.splitlines()[-2:]
+    assert [line.split(": ")[1] for line in told] == ["kv", "share"]
+    assert all("make models" in line for line in told)
+
+
+@pytest.mark.parametrize("arguments", [["kv", "--quantise", "int8"], ["kv-int8"]])
+def test_int8_has_two_names(
+    arguments: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    rows = (row("kl", 0.001, "of int8", at_most(0.002)),)
+    monkeypatch.setattr(kv_int8, "measure", lambda plan, directory: Report("kv-int8", rows))
+    assert main([*arguments, "--json", "--dir", str(tmp_path)]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["kl"] == 0.001
 
 
 @pytest.mark.slow
