@@ -11,6 +11,15 @@ from libmem.abi.errors import MemError
 from memosd.tools.demo import __main__ as demo
 from memosd.tools.demo.documents import LIBRARY, Document, gather
 from memosd.tools.demo.stage import Stage
+from memosd.tools.models.cache import find_model
+from memosd.tools.models.catalogue import SMOLLM2
+
+_LEFT_OUT = ["left out: it needs a model"]
+_READ = [
+    "✓ what it computed is one memory (cache)",
+    "✓ each gave the answer that it gives from nothing",
+    "copies of it among them",
+]
 
 
 def test_documents_are_texts_with_names_of_their_own() -> None:
@@ -34,6 +43,15 @@ def test_a_claim_that_is_not_true_ends_the_demo(capsys: pytest.CaptureFixture[st
     assert "✗ the moon is made of cheese" in out
 
 
+def words_about_a_model() -> list[str]:
+    """What the demo says of the step that needs one."""
+    try:
+        find_model(SMOLLM2)
+    except MemError:
+        return _LEFT_OUT
+    return _READ
+
+
 @pytest.mark.slow
 def test_the_whole_demo(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if "COLOR" not in name}
@@ -49,6 +67,7 @@ def test_the_whole_demo(tmp_path: Path) -> None:
     assert done.stderr == ""
     assert "All of it was true" in done.stdout
     assert "✗" not in done.stdout
+    assert [words for words in words_about_a_model() if words not in done.stdout] == []
     assert "\x1b" not in done.stdout  # no terminal, no colour
     assert list(tmp_path.iterdir()) == []  # nothing is left behind
 

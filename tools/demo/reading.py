@@ -39,18 +39,28 @@ def play_reading(stage: Stage) -> None:
     except MemError:
         stage.tell(None, "left out: it needs a model, which `make models` fetches")
         return
+    _ask(stage, _read(stage))
+
+
+def _read(stage: Stage) -> Said:
+    """One process reads the document and exits; the cube that it left."""
     reader = stage.thinker("read", str(_DOCUMENT), _FIRST)
     read = reader.result()
     stage.verify(
         len(read["cubes"]) == 1, f"what it computed is one memory ({read['problem'] or 'cache'})"
     )
-    [cube] = read["cubes"]
+    cube: Said = read["cubes"][0]
     stage.tell(
         reader.pid,
         f"SmolLM2-135M read {_DOCUMENT.name}, {read['tokens']:,} tokens, in ",
         (f"{read['first_s']:.2f} s", "bold"),
         f", left {cube['size_bytes'] / _MIB:.0f} MiB of keys and values, and exited",
     )
+    return cube
+
+
+def _ask(stage: Stage, cube: Said) -> None:
+    """Others answer over the cube, all at once, and say what of it they hold."""
     askers = [
         stage.thinker("ask", str(_DOCUMENT), question, cube["name"], _SIGNALS)
         for question in _QUESTIONS
