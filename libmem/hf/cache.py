@@ -22,6 +22,7 @@ from libmem.hf.fingerprint import fingerprint
 from libmem.hf.kinds import windows_of
 from libmem.hf.layers import HEADROOM_TOKENS, MappedLayer, Readers, Source
 from libmem.hf.prefix import Parts, Prefix
+from libmem.hf.tokens import TokenIds, ids_of_all
 from libmem.operations import CubeOptions
 
 __all__ = ["KvClient", "MapOptions", "MappedCache", "map_cache", "new_cache"]
@@ -43,8 +44,9 @@ class MapOptions(TypedDict, total=False):
 
     tokens: int | None
     """The first so many tokens only; all, where none is given."""
-    token_ids: "torch.Tensor | list[int] | None"
-    """The prompt. Its first `tokens` tokens must be those that the cube holds."""
+    token_ids: "TokenIds | None"
+    """The prompt, or a batch of them: the first `tokens` tokens of each must be those that the cube
+    holds."""
     rows: int
     """Rows of the batch, all with this prefix; 1 where none is given."""
     room_tokens: int
@@ -134,12 +136,11 @@ def new_cache(model: PreTrainedModel, *, room_tokens: int = HEADROOM_TOKENS) -> 
     return empty
 
 
-def _compare_tokens(prefix: Prefix, token_ids: "torch.Tensor | list[int] | None") -> None:
+def _compare_tokens(prefix: Prefix, token_ids: "TokenIds | None") -> None:
     if token_ids is None:
         return
-    wanted = token_ids.flatten().tolist() if isinstance(token_ids, torch.Tensor) else token_ids
-    held = prefix.token_ids()
-    if held != list(wanted[: prefix.tokens]):
+    wanted, held = ids_of_all(token_ids, prefix.tokens), prefix.token_ids()
+    if held != wanted:
         pairs = zip(held, wanted, strict=False)
         same = next((at for at, (a, b) in enumerate(pairs) if a != b), len(wanted))
         raise MemError(

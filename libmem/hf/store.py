@@ -33,6 +33,7 @@ from libmem.hf.cache import KvClient, MappedCache
 from libmem.hf.fingerprint import fingerprint
 from libmem.hf.kinds import windows_of
 from libmem.hf.layers import MappedLayer
+from libmem.hf.tokens import TokenIds, ids_of_row
 
 __all__ = ["Rows", "SaveOptions", "fork", "rows_of", "save_cache", "save_rows"]
 
@@ -71,12 +72,13 @@ def save_cache(
     name: str,
     model: PreTrainedModel,
     cache: Cache,
-    token_ids: "torch.Tensor | list[int]",
+    token_ids: TokenIds,
     **options: Unpack[SaveOptions],
 ) -> WriteReply:
     """Store a row of a cache under `name`, as a cube of type `activation`.
 
-    `token_ids` are those that the rows were computed from, position 0 first.
+    `token_ids` are those that the row was computed from, position 0 first; of a batch, [rows,
+    tokens], those of the row `row` count.
     Errors: EINVAL (fewer ids than tokens), EOPNOTSUPP (a cache that cannot be stored; the message
     names the layer), and what `create` and `seal` list.
     """
@@ -87,7 +89,7 @@ def fork(
     client: KvClient,
     name: str,
     cache: MappedCache,
-    token_ids: "torch.Tensor | list[int]",
+    token_ids: TokenIds,
     **options: Unpack[SaveOptions],
 ) -> WriteReply:
     """Store a mapped cache as a child of the cube that it maps: only what is behind the prefix.
@@ -107,7 +109,7 @@ def fork(
 def rows_of(
     model: PreTrainedModel,
     cache: Cache,
-    token_ids: "torch.Tensor | list[int]",
+    token_ids: TokenIds,
     **options: Unpack[SaveOptions],
 ) -> Rows:
     """What `save_cache` would store. Errors: EINVAL, EOPNOTSUPP."""
@@ -119,7 +121,7 @@ def rows_of(
     held = [_states(at, layer, row) for at, layer in enumerate(cache.layers)]
     asked = options.get("tokens")
     tokens = held[0][0].shape[1] if asked is None else asked
-    ids = token_ids.flatten().tolist() if isinstance(token_ids, torch.Tensor) else list(token_ids)
+    ids = ids_of_row(token_ids, row)
     if (
         tokens < 1
         or len(ids) < tokens

@@ -217,6 +217,28 @@ def test_a_row_of_a_batch_is_stored_alone(cubes: FakeClient) -> None:
     assert torch.equal(layer.values[0], full.layers[1].values[1, :, :20])
 
 
+def test_a_row_is_stored_under_its_own_ids(cubes: FakeClient) -> None:
+    model, batch = make_model("llama"), prompt(30, rows=3)
+    libmem.hf.save_cache(cubes, "/kv/a", model, full_cache(model, batch), batch, row=1)
+    assert cubes.tokens_of("/kv/a") == batch[1].tolist()
+    save = libmem.hf.save_cache
+    cache = full_cache(model, batch)
+    assert errno_of(save, cubes, "/kv/b", model, cache, batch[:1], row=1) is Errno.EINVAL
+    assert errno_of(save, cubes, "/kv/b", model, cache, batch[None], row=1) is Errno.EINVAL
+    assert errno_of(save, cubes, "/kv/b", model, cache, batch[1].float(), row=1) is Errno.EINVAL
+
+
+def test_a_batch_over_one_prefix_agrees_on_it(cubes: FakeClient) -> None:
+    model = make_model("llama")
+    stored(cubes, model)
+    batch = torch.cat([prompt(TOKENS).repeat(3, 1), prompt(9, rows=3)], 1)
+    assert mapped(cubes, "/kv/a", model, rows=3, token_ids=batch).get_seq_length() == TOKENS
+    batch[2, 40] += 1
+    options = {"rows": 3, "token_ids": batch}
+    assert errno_of(libmem.hf.map_cache, cubes, "/kv/a", model, **options) is Errno.EINVAL
+    assert mapped(cubes, "/kv/a", model, tokens=40, **options).get_seq_length() == 40
+
+
 def test_other_caches_are_refused_by_layer(cubes: FakeClient) -> None:
     model = make_model("llama")
     static = StaticCache(config=model.config, max_cache_len=64)
