@@ -15,6 +15,7 @@ after one, `refresh(model)` says so.
 import json
 import weakref
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -93,17 +94,18 @@ def fingerprint(model: nn.Module) -> str:
     tensors = list(_tensors(modules))
     described = _described(model, modules)
     known = _known.get(model)
-    if (
-        known is not None
-        and known.described == described
-        and _are_as_before(tensors, known.held)
-        and _samples(tensors) == known.samples
-    ):
-        return known.digest
-    held = [_hold(tensor) for tensor in tensors]
-    digest = _digest(model, described)
-    if all(each.version >= 0 for each in held):
-        _known[model] = _Known(digest, described, held, _samples(tensors))
+    with _plain("these weights are not"):
+        if (
+            known is not None
+            and known.described == described
+            and _are_as_before(tensors, known.held)
+            and _samples(tensors) == known.samples
+        ):
+            return known.digest
+        held = [_hold(tensor) for tensor in tensors]
+        digest = _digest(model, described)
+        if all(each.version >= 0 for each in held):
+            _known[model] = _Known(digest, described, held, _samples(tensors))
     return digest
 
 
@@ -111,6 +113,16 @@ def refresh(model: nn.Module) -> str:
     """The fingerprint after weights were written through `.data` or from outside of torch."""
     _known.pop(model, None)
     return fingerprint(model)
+
+
+@contextmanager
+def _plain(subject: str) -> Iterator[None]:
+    """Sparse tensors and wrappers of others have no address, no storage, no bytes."""
+    try:
+        yield
+    except (RuntimeError, NotImplementedError, TypeError) as error:
+        text = f"{subject} plain tensors in memory: {error}"
+        raise MemError(Errno.EOPNOTSUPP, text) from None
 
 
 def _modules(model: nn.Module) -> Iterator[nn.Module]:
@@ -191,12 +203,8 @@ def _digest(model: nn.Module, described: bytes) -> str:
     named = [*model.named_parameters(), *model.named_buffers()]
     for name, tensor in named:
         state.update(f"\0{name}\0{tuple(tensor.shape)}\0{tensor.dtype}\0".encode())
-        try:
+        with _plain(f"{name} is not among"):
             plain = tensor.detach().cpu().contiguous().reshape(-1)
             if plain.numel():  # numpy has no bfloat16; bytes it has
                 state.update(plain.view(torch.uint8).numpy().data)
-        except (RuntimeError, NotImplementedError, TypeError) as error:
-            raise MemError(
-                Errno.EOPNOTSUPP, f"{name} is not a plain tensor in memory: {error}"
-            ) from None
     return state.hexdigest()

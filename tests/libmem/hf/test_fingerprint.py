@@ -101,3 +101,26 @@ def test_weights_elsewhere_are_refused() -> None:
     with pytest.raises(MemError) as caught:
         fingerprint(nn.Linear(2, 2, device="meta"))
     assert caught.value.errno is Errno.EOPNOTSUPP
+
+
+class _Wrapper(torch.Tensor):
+    """A tensor without a storage of its own, as quantisers make them."""
+
+    @staticmethod
+    def __new__(cls, size: int) -> "_Wrapper":
+        return torch.Tensor._make_wrapper_subclass(cls, (size,))
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise NotImplementedError(f"{func}")
+
+
+@pytest.mark.parametrize("buffer", [torch.eye(3).to_sparse(), _Wrapper(4)], ids=["sparse", "else"])
+def test_tensors_without_storage_are_refused(buffer: torch.Tensor) -> None:
+    model = nn.Linear(2, 2)
+    fingerprint(model)
+    for _ in range(2):
+        model.register_buffer("odd", buffer)
+        with pytest.raises(MemError) as caught:
+            fingerprint(model)
+        assert caught.value.errno is Errno.EOPNOTSUPP
