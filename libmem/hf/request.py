@@ -11,7 +11,10 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 import torch
+from torch.nn.modules import module as _module
 from transformers import GenerationConfig
+
+from libmem.hf.layers import HEADROOM_TOKENS
 
 __all__ = ["Request", "read_request"]
 
@@ -43,8 +46,11 @@ _OFF: Final = (
 )
 """Settings that bring a cache of their own, another model, or results for each prompt token."""
 
+_HOOKS_OF_ALL: Final = (_module._global_forward_pre_hooks, _module._global_forward_hooks)
+"""Those that torch calls for every module of the process."""
+
 _NEW_TOKENS: Final = 256
-"""Room where nothing says how many tokens will be generated; it grows."""
+"""Room where nothing says how many tokens will be generated."""
 
 
 class Request(NamedTuple):
@@ -57,6 +63,7 @@ class Request(NamedTuple):
     rows: int
     """Of the cache: the batch times beams or returned sequences."""
     room_tokens: int
+    """Prompt and the first new tokens; it grows, so it need not hold the most there may be."""
     streams: bool
 
 
@@ -85,7 +92,7 @@ def read_request(model: Any, args: tuple[Any, ...], options: dict[str, Any]) -> 
         token_ids,
         _common_tokens(token_ids),
         token_ids.shape[0] * beams,
-        tokens + new_tokens,
+        tokens + min(new_tokens, HEADROOM_TOKENS),
         given.get("streamer") is not None,
     )
 
@@ -111,7 +118,7 @@ def _setting_names() -> frozenset[str]:
 
 def _is_plain_model(model: Any) -> bool:
     """Nothing but weights and configuration decides what the model computes."""
-    if model.training or model.config.is_encoder_decoder:
+    if model.config.is_encoder_decoder:
         return False
     if torch.is_autocast_enabled(model.device.type):
         return False
@@ -120,11 +127,13 @@ def _is_plain_model(model: Any) -> bool:
         return False
     if "prepare_inputs_for_generation" in vars(model):  # prompts of somebody else before ours
         return False
+    if any(_is_foreign(hook) for hooks in _HOOKS_OF_ALL for hook in hooks.values()):
+        return False
     return not any(
-        _is_foreign(hook)
+        module.training  # one that drops out is enough
+        or any(map(_is_foreign, module._forward_pre_hooks.values()))
+        or any(map(_is_foreign, module._forward_hooks.values()))
         for module in model.modules()
-        for hooks in (module._forward_pre_hooks, module._forward_hooks)
-        for hook in hooks.values()
     )
 
 

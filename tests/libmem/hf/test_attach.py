@@ -10,6 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 from transformers import PreTrainedModel, StoppingCriteriaList
 from transformers.generation.stopping_criteria import MaxLengthCriteria
 from transformers.generation.streamers import BaseStreamer
@@ -180,12 +184,31 @@ def test_models_that_compute_something_else_pass_through(
     hook = model.lm_head.register_forward_hook(lambda *each: None)
     generate(model, TEXT)
     hook.remove()
+    for register in (register_module_forward_hook, register_module_forward_pre_hook):
+        hook = register(lambda *each: None)
+        generate(model, TEXT)
+        hook.remove()
+    model.lm_head.train()
+    generate(model, TEXT)
+    model.eval()
     with torch.autocast("cpu", torch.bfloat16):
         generate(model, TEXT)
     generate(model, TEXT, assistant_model=make_model("llama", seed=1))
-    assert attached.stats.passed_through == 5
+    assert attached.stats.passed_through == 8
     generate(model, TEXT)
-    assert attached.stats.passed_through == 5
+    assert attached.stats.passed_through == 8
+
+
+def test_room_is_not_asked_for_what_may_never_come(
+    model: PreTrainedModel, attached: Attached
+) -> None:
+    end = int(generate(model, TEXT)[0, 104])
+    options = {"max_new_tokens": 10**12, "eos_token_id": end}
+    for streamer in (Streamer(), Streamer()):
+        assert attached.flush(60)
+        generate(model, longer(TEXT, 1), streamer=streamer, **options)
+        assert streamer.heard[-2:] == [end, -1]
+    assert attached.stats.problems == 0
 
 
 def test_no_trouble_fails_a_generation(
