@@ -8,6 +8,7 @@ Public through `libmem.hf`.
 """
 
 import weakref
+from collections.abc import Mapping
 from typing import Protocol, TypedDict, TypeVar, Unpack, cast
 
 import torch
@@ -25,7 +26,7 @@ from libmem.hf.prefix import Parts, Prefix
 from libmem.hf.tokens import TokenIds, ids_of_all
 from libmem.operations import CubeOptions
 
-__all__ = ["KvClient", "MapOptions", "MappedCache", "map_cache", "new_cache"]
+__all__ = ["KvClient", "MapOptions", "MappedCache", "map_cache", "new_cache", "refuse_unknown"]
 
 R = TypeVar("R", bound=Value)
 
@@ -84,6 +85,9 @@ def map_cache(
     Errors: ENOENT, EACCES, EMODEL (another model's), EINVAL (other tokens, or too many),
     EOPNOTSUPP, EILSEQ, ENOMEM.
     """
+    refuse_unknown("map_cache", MapOptions, options)
+    if options.get("rows", 1) < 1:
+        raise MemError(Errno.EINVAL, f"a cache has at least one row, not {options['rows']}")
     windows = windows_of(model.config)  # refuses what cannot be stored
     model_digest = fingerprint(model)
     parts = client.map_parts(name, model=model_digest)
@@ -95,12 +99,19 @@ def map_cache(
             raise MemError(Errno.EILSEQ, f"{prefix.name} has {len(prefix.shapes)} layers")
         _compare_tokens(prefix, options.get("token_ids"))
         mapped = _mapped(prefix, windows, options)
-    except MemError:
+    except BaseException:
         parts.give_back()  # now: whoever keeps the error would keep the mapping alive
         parts.close_descriptors()
         raise
     mapped.model = weakref.ref(model)
     return mapped if model.device.type == "cpu" else _on_device(mapped, model.device)
+
+
+def refuse_unknown(function: str, known: type, options: Mapping[str, object]) -> None:
+    """What Python does for parameters that are spelt out. Errors: TypeError."""
+    unknown = options.keys() - known.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"{function}() got an unexpected keyword argument {min(unknown)!r}")
 
 
 def _mapped(prefix: Prefix, windows: list[int], options: MapOptions) -> MappedCache:

@@ -29,7 +29,7 @@ from libmem.abi.kv import (
     planes_of,
 )
 from libmem.abi.structs import CubeType, Durability
-from libmem.hf.cache import KvClient, MappedCache
+from libmem.hf.cache import KvClient, MappedCache, refuse_unknown
 from libmem.hf.fingerprint import fingerprint
 from libmem.hf.kinds import windows_of
 from libmem.hf.layers import MappedLayer
@@ -97,6 +97,7 @@ def fork(
     Whole where the cube is to be durable, or stands on as many as it may.
     Errors: those of `save_cache`; EMODEL (the model's weights changed since it was mapped).
     """
+    refuse_unknown("fork", SaveOptions, options)
     model = cache.model() if cache.model is not None else None
     if model is None:
         raise MemError(Errno.EINVAL, "the model of this cache is gone")
@@ -113,6 +114,7 @@ def rows_of(
     **options: Unpack[SaveOptions],
 ) -> Rows:
     """What `save_cache` would store. Errors: EINVAL, EOPNOTSUPP."""
+    refuse_unknown("save_cache", SaveOptions, options)
     windows = windows_of(model.config)
     row = options.get("row", 0)
     _refuse_padding(options.get("attention_mask"), row)
@@ -182,7 +184,12 @@ def _write(memory: memoryview, rows: Rows) -> None:
 
 
 def _refuse_padding(attention_mask: torch.Tensor | None, row: int) -> None:
-    if attention_mask is not None and not bool((attention_mask[row] != 0).all()):
+    if attention_mask is None:
+        return
+    if attention_mask.dim() != 2 or not 0 <= row < attention_mask.shape[0]:
+        shape = tuple(attention_mask.shape)
+        raise MemError(Errno.EINVAL, f"there is no row {row} in an attention mask of {shape}")
+    if not bool((attention_mask[row] != 0).all()):
         raise MemError(Errno.EOPNOTSUPP, f"row {row} is padded: its positions are not its own")
 
 

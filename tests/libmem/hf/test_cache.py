@@ -217,6 +217,44 @@ def test_a_row_of_a_batch_is_stored_alone(cubes: FakeClient) -> None:
     assert torch.equal(layer.values[0], full.layers[1].values[1, :, :20])
 
 
+def test_rows_that_are_not_there(cubes: FakeClient) -> None:
+    model = make_model("llama")
+    full = stored(cubes, model)
+    for rows in (0, -1):
+        assert errno_of(libmem.hf.map_cache, cubes, "/kv/a", model, rows=rows) is Errno.EINVAL
+    save, mask = libmem.hf.save_cache, torch.ones(1, TOKENS)
+    for row in (5, -1):
+        options = {"row": row, "attention_mask": mask}
+        assert (
+            errno_of(save, cubes, "/x", model, full, prompt(TOKENS)[0], **options) is Errno.EINVAL
+        )
+    options = {"attention_mask": mask[0]}
+    assert errno_of(save, cubes, "/x", model, full, prompt(TOKENS), **options) is Errno.EINVAL
+
+
+def test_whatever_goes_wrong_gives_the_lease_back(cubes: FakeClient) -> None:
+    model = make_model("llama")
+    stored(cubes, model)
+    with pytest.raises(TypeError) as caught:  # kept by the test, frames and all
+        libmem.hf.map_cache(cubes, "/kv/a", model, room_tokens="many")  # type: ignore[typeddict-item]
+    assert (cubes.leases, str(caught.value) != "") == (0, True)
+
+
+def test_misspelt_options_are_refused(cubes: FakeClient) -> None:
+    model: Any = make_model("llama")
+    full = stored(cubes, model)
+    cache: Any = mapped(cubes, "/kv/a", model)
+    calls: list[tuple[Any, ...]] = [
+        (libmem.hf.map_cache, "/kv/a", model),
+        (libmem.hf.save_cache, "/kv/b", model, full, prompt(TOKENS)),
+        (libmem.hf.fork, "/kv/b", cache, prompt(TOKENS)),
+    ]
+    for function, *arguments in calls:
+        with pytest.raises(TypeError, match="rowss"):
+            function(cubes, *arguments, rowss=2)
+    assert list(cubes.cubes) == ["/kv/a"]
+
+
 def test_a_row_is_stored_under_its_own_ids(cubes: FakeClient) -> None:
     model, batch = make_model("llama"), prompt(30, rows=3)
     libmem.hf.save_cache(cubes, "/kv/a", model, full_cache(model, batch), batch, row=1)
