@@ -45,6 +45,8 @@ def test_a_model_hardly_notices(daemon: Daemon, smollm2: Path) -> None:
     (run,), ids_bytes = header.layers, layout_of(header).planes_offset_bytes
     bfloat16_bytes = 2 * TOKENS * run.count * run.heads * (run.key_dim + run.value_dim)
     ratio = (stat.stored.size_bytes - ids_bytes) / bfloat16_bytes
-    print(f"tokens={TOKENS} kl={divergence:.6f} bytes_ratio={ratio:.4f} error={stat.stored.error:.4f}")
+    print(
+        f"tokens={TOKENS} kl={divergence:.6f} bytes_ratio={ratio:.4f} error={stat.stored.error:.4f}"
+    )
     assert 0 < divergence <= KL_MAX
     assert ratio <= BYTES_MAX, "of the same cache in bfloat16"
