@@ -161,11 +161,11 @@ class Witness(threading.Thread):
         )
 
     def _int8(self, client: libmem.Client) -> bool:
-        name, (payload, fields) = self._pick("kv"), self._kv(Durability.DURABLE)
+        name, (payload, fields) = self._pick("int8"), self._kv(Durability.DURABLE)
         return self._change({name: payload}, lambda: client.write(name, payload, **fields))
 
     def _int8_cache(self, client: libmem.Client) -> bool:
-        name, (payload, fields) = f"/t/{self.number}/kv-cache", self._kv(Durability.CACHE)
+        name, (payload, fields) = f"/t/{self.number}/int8-cache", self._kv(Durability.CACHE)
         self._cached.setdefault(name, {None}).add(payload)
         return self._change({}, lambda: client.write(name, payload, **fields))
 
