@@ -12,13 +12,13 @@ No model framework. Made by `libmem.hf.cache`; read by `libmem.hf.region`.
 
 import os
 import stat
-from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.kv import (
     KV_CHAIN_MAX,
+    TOKEN_BYTES,
     KvDtype,
     KvHeader,
     kv_header,
@@ -27,40 +27,9 @@ from libmem.abi.kv import (
     unpack_tokens,
 )
 from libmem.abi.names import parse_ref
+from libmem.parts import Part, Parts
 
-__all__ = ["LayerShape", "Part", "Parts", "Prefix", "Run"]
-
-_TOKEN_BYTES = 4
-
-
-class Part(Protocol):
-    """One cube's sealed memory among those that a prefix is made of."""
-
-    @property
-    def fd(self) -> int: ...
-    @property
-    def id(self) -> bytes: ...
-    @property
-    def version(self) -> int: ...
-    @property
-    def size_bytes(self) -> int: ...
-    @property
-    def attributes(self) -> dict[str, Any]: ...
-
-
-class Parts(Protocol):
-    """What `client.map_parts` granted: the parts, root first, and the lease on them."""
-
-    @property
-    def parts(self) -> Sequence[Part]: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def id(self) -> bytes: ...
-    @property
-    def version(self) -> int: ...
-    def close_descriptors(self) -> None: ...
-    def give_back(self) -> None: ...
+__all__ = ["LayerShape", "Prefix", "Run"]
 
 
 class LayerShape(NamedTuple):
@@ -142,7 +111,7 @@ class Prefix:
         """The ids of the tokens, as they are stored in the payload. Errors: EILSEQ, EIO."""
         found: list[int] = []
         for piece in self._pieces:
-            size_bytes = (piece.end_token - piece.header.start) * _TOKEN_BYTES
+            size_bytes = (piece.end_token - piece.header.start) * TOKEN_BYTES
             packed = os.pread(piece.fd, size_bytes, 0)
             if len(packed) != size_bytes:
                 raise MemError(Errno.EILSEQ, f"{self.name}: its memory ends early")

@@ -15,7 +15,7 @@ from libmem.abi.kv import KV_ATTRIBUTE, KV_CHAIN_MAX
 from libmem.hf import region as regions
 from libmem.hf.prefix import LayerShape, Prefix
 from libmem.hf.region import Region
-from tests.libmem.hf.fake_client import FakeClient, FakeParts, held_memory
+from tests.libmem.hf.fake_client import FakeClient, held_memory
 from tests.libmem.hf.stored import MODEL, header_of, store, stored_prefix
 
 
@@ -129,7 +129,7 @@ def test_more_tokens_than_room_are_refused(cubes: FakeClient) -> None:
         Region(LayerShape(3, 16, 16, 4), 1, 256).place(prefix, 0, 100)
 
 
-def hostile(parts: FakeParts, **change: Any) -> FakeParts:
+def hostile(parts: Any, **change: Any) -> Any:
     """The last part claims something else of itself."""
     header = msgspec.to_builtins(header_of(100)) | change
     parts.parts[-1].attributes = {KV_ATTRIBUTE: header}
@@ -168,7 +168,7 @@ def test_a_header_that_lies_maps_nothing(
 def test_parts_that_do_not_fit_together_are_refused(cubes: FakeClient) -> None:
     store(cubes, header_of(200), [70, 150])
 
-    def refused(parts: FakeParts) -> Errno:
+    def refused(parts: Any) -> Errno:
         with pytest.raises(MemError) as caught:
             Prefix(parts)
         return caught.value.errno
