@@ -130,12 +130,20 @@ class Client(Operations, Blocking):
         the iterator.
         Errors: ESTALE when `since_seq` is older than the log: list again.
         """
-        own = connect(
-            self._connection.runtime_dir, timeout_s=self._timeout_s, name=self._connection.name
-        )
+        own = self.sibling()
+        own.open()
         if since_seq is None:
             since_seq = own.call(Watch(under)).next_seq
         return own._watching(watch_pages(under, since_seq, timeout_s))
+
+    def sibling(self, timeout_s: float | None = None) -> "Client":
+        """A client of the same daemon with a session of its own: neither waits for the other.
+
+        Connects with its first call.
+        Units:  timeout_s, the patience of its calls; None: as here.
+        """
+        connection = new_connection(self._connection.runtime_dir, self._connection.name)
+        return Client(connection, self._timeout_s if timeout_s is None else timeout_s)
 
     def give_back(self, link: Link, undo: Call[Any]) -> None:
         """Send what a lease gives back, now or after the call that another thread is in."""

@@ -390,3 +390,10 @@ def test_a_time_out_that_cannot_be_waited_is_refused(
 def test_a_watch_without_end_may_be_asked_for(client: libmem.Client) -> None:
     client.write("/a/b", "x")
     assert next(client.watch("/a", since_seq=0, timeout_s=math.inf)).name == "/a/b"
+
+
+def test_a_sibling_waits_for_nobody(client: libmem.Client, daemon: FakeDaemon) -> None:
+    with client._lock, client.sibling(timeout_s=5) as other:
+        assert other.info().server == "fake"
+        assert len(daemon.live_sessions()) == 2
+    assert client.info().server == "fake"
