@@ -13,6 +13,7 @@ from libmem.hf.attach import Attached, Stats, attach
 from libmem.hf.cache import MapOptions, MappedCache, map_cache, new_cache
 from libmem.hf.fingerprint import fingerprint, refresh
 from libmem.hf.layers import MappedLayer
+from libmem.hf.shelf import AttachOptions
 from libmem.hf.store import SaveOptions, fork, save_cache
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "fork",
     "fingerprint",
     "refresh",
+    "AttachOptions",
     "Attached",
     "Stats",
     "MapOptions",

@@ -11,40 +11,32 @@ Public through `libmem.hf`.
 import os
 import threading
 import time
+import weakref
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Final, NamedTuple
+from types import MethodType, TracebackType
+from typing import Any, Final, NamedTuple, Unpack
 
 import torch
-from blake3 import blake3
 from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import Cache
 
-from libmem.abi.calls import FindPrefix, MakeNamespace, PrefixReply, UnlinkCube
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.kv import pack_tokens
-from libmem.hf.cache import KvClient, MappedCache, map_cache, new_cache
+from libmem.hf.cache import KvClient, MappedCache, map_cache, new_cache, refuse_unknown
 from libmem.hf.fingerprint import fingerprint
 from libmem.hf.kinds import windows_of
 from libmem.hf.request import Request, read_request
-from libmem.hf.store import Rows, rows_of, save_rows
+from libmem.hf.shelf import AttachOptions, Shelf
+from libmem.hf.store import Rows, rows_of
 
 __all__ = ["Attached", "Stats", "attach"]
 
-_AWAY: Final = {Errno.ECONNREFUSED, Errno.ECONNRESET, Errno.ETIMEDOUT, Errno.ESHUTDOWN}
-_PATIENCE_S: Final = 2.0
-"""How long a generation waits for an answer: as long as a daemon may take to be restarted."""
-_AWAY_S: Final = 5.0
-"""How long a daemon that did not answer is left alone."""
-_GLANCE_S: Final = 0.2
-"""How long one that did not answer is waited for from then on, until it does."""
 _MEASURED_TOKENS: Final = 16
 """A prefill of fewer says little about the time of a token."""
 _RECENT: Final = 0.3
 """Weight of the latest measurement."""
-_DIGEST_CHARS: Final = 32
-_TOKEN_BYTES: Final = 4
+_MIN_TOKENS: Final = 64
 
 
 @dataclass
@@ -76,39 +68,54 @@ class _Start(NamedTuple):
 
 
 def attach(
-    model: PreTrainedModel,
-    client: KvClient,
-    *,
-    namespace: str = "/kv",
-    min_tokens: int = 64,
+    model: PreTrainedModel, client: KvClient, **options: Unpack[AttachOptions]
 ) -> "Attached":
-    """Let `model.generate` use stored prefixes, and keep new ones under `namespace`.
+    """Let `model.generate` use stored prefixes, and keep new ones in a namespace of the user's.
 
-    Units:  min_tokens: fewer are neither mapped nor stored.
-    Errors: EOPNOTSUPP (a layer whose cache cannot be stored), EINVAL (attached already). No
-    trouble with the daemon: that is counted in `stats`.
+    A copy of the model, or what is unpickled of it, has no memory.
+    Errors: EOPNOTSUPP (a layer whose cache cannot be stored), EINVAL (attached already), EPERM
+    (the namespace is another user's). No trouble with the daemon: that is counted in `stats`.
     """
+    refuse_unknown("attach", AttachOptions, options)
     windows_of(model.config)
-    if isinstance(getattr(vars(model).get("generate"), "__self__", None), Attached):
+    if isinstance(vars(model).get("generate"), _Entry):
         raise MemError(Errno.EINVAL, "this model is attached already")
-    return Attached(model, client, namespace, max(1, min_tokens))
+    shelf = Shelf(client, options)
+    attached = Attached(model, shelf, max(1, options.get("min_tokens", _MIN_TOKENS)))
+    try:
+        attached.enter()
+    except BaseException:
+        shelf.close()
+        raise
+    return attached
 
 
 class Attached:
-    """A model whose `generate` has a memory, until `detach()` or the end of the `with` block."""
+    """A model whose `generate` has a memory, until `detach()` or the end of the `with` block.
 
-    def __init__(self, model: Any, client: KvClient, namespace: str, min_tokens: int) -> None:
+    Does not keep the model alive.
+    """
+
+    def __init__(self, model: Any, shelf: Shelf, min_tokens: int) -> None:
         self.stats = Stats()
-        self._model, self._client = model, client
-        self._namespace, self._min_tokens = namespace, min_tokens
-        self._counting = threading.Lock()
-        self._away_until = 0.0
-        """0: it answered when it was last asked."""
+        self._model = weakref.ref(model)
+        self._shelf, self._min_tokens = shelf, min_tokens
         self._start_worker()
-        self._original = self._model.generate
-        self._was_own = vars(model).get("generate")
-        self._make_namespace()
-        self._model.generate = self._generate
+        self._is_detached = False
+        self._replaced = vars(model).get("generate")
+        # Of a wrapper it may be the wrapped model's; that keeps the model alive.
+        is_its_own = self._replaced is None and hasattr(type(model), "generate")
+        self._bound = None if is_its_own else model.generate
+
+    def enter(self) -> None:
+        """Take the place of the model's `generate`. Errors: EPERM."""
+        try:
+            self._shelf.enter()
+        except MemError as error:
+            if error.errno is Errno.EPERM:
+                raise
+            self._note(error)
+        self._live_model().generate = _Entry(self)
 
     def __enter__(self) -> "Attached":
         return self
@@ -123,12 +130,24 @@ class Attached:
 
     def detach(self) -> None:
         """Give the model its own `generate` back, when what is being stored is. Idempotent."""
-        if vars(self._model).get("generate") == self._generate:
-            if self._was_own is None:
-                del self._model.generate
+        model: Any = self._model()
+        entry = None if model is None else vars(model).get("generate")
+        if isinstance(entry, _Entry) and entry.attached is self:
+            if self._replaced is None:
+                del model.generate
             else:
-                self._model.generate = self._was_own
+                model.generate = self._replaced
+        with self._handing_over:
+            self._is_detached = True
         self._worker.shutdown(wait=self._pid == os.getpid())
+        self._shelf.close()
+
+    def plain_generate(self) -> Any:
+        """What the model would do without. Errors: EINVAL (the model is gone)."""
+        if self._bound is not None:
+            return self._bound
+        model = self._live_model()
+        return MethodType(type(model).generate, model)
 
     def flush(self, timeout_s: float | None = None) -> bool:
         """Wait until nothing is being stored; False when that takes longer."""
@@ -140,62 +159,71 @@ class Attached:
         storing.result()  # a mistake of ours must not stay unseen
         return True
 
-    def _start_worker(self) -> None:
-        self._pid = os.getpid()
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="libmem-store")
-        self._storing: Future[None] | None = None
-
-    def _make_namespace(self) -> None:
-        try:
-            self._client.call(MakeNamespace(self._namespace), timeout_s=_PATIENCE_S)
-        except MemError as error:
-            if error.errno is not Errno.EEXIST:
-                self._note(error)
-
-    def _generate(self, *args: Any, **options: Any) -> Any:
+    def generate(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """What the model's `generate` is called with."""
+        if self._pid != os.getpid():
+            self._start_worker()
         try:
             return self._generating(args, options)
         finally:
             # The next prompt may be long in coming: nothing stays mapped until then.
-            self._client.post_released()
+            self._shelf.post_released()
+
+    def _start_worker(self) -> None:
+        # A fork has none of its parent's threads, and locks that one of them may have held.
+        self._pid = os.getpid()
+        self._counting, self._handing_over = threading.Lock(), threading.Lock()
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="libmem-store")
+        self._storing: Future[None] | None = None
+
+    def _live_model(self) -> Any:
+        model = self._model()
+        if model is None:
+            raise MemError(Errno.EINVAL, "the model that was attached is gone")
+        return model
 
     def _generating(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        request = read_request(self._model, args, options)
+        plain = self.plain_generate()
+        if self._is_detached:  # somebody kept what `model.generate` was
+            return plain(*args, **options)
+        request = read_request(self._live_model(), args, options)
         start = self._start(request) if request is not None else None
         if request is None or start is None:
             self.stats.passed_through += request is None
-            return self._original(*args, **options)
-        clock = _FirstToken()
+            return plain(*args, **options)
+        clock, random = _FirstToken(), torch.get_rng_state()
         criteria = StoppingCriteriaList([*(options.get("stopping_criteria") or []), clock])
         ours = {**options, "past_key_values": start.cache, "stopping_criteria": criteria}
         try:
-            result = self._original(*args, **ours)
+            result = plain(*args, **ours)
         except MemError as error:  # no room for a new token
             self._note(error)
             if request.streams:
                 raise  # what was streamed cannot be taken back
-            return self._original(*args, **options)
+            torch.set_rng_state(random)  # the tokens that it would have drawn at once
+            return plain(*args, **options)
         self._count(request, start, clock)
         self._keep(request, start, result)
         return result
 
     def _start(self, request: Request) -> _Start | None:
         """None where the daemon, the system or the model does not allow it."""
-        if time.monotonic() < self._away_until:
+        if self._shelf.is_away:
             return None
+        model = self._live_model()
         tokens = request.token_ids.shape[1]
         ids = request.token_ids[0, : request.common_tokens].tolist()
         try:
-            digest = fingerprint(self._model)
-            found = self._find(digest, pack_tokens(ids))
+            digest = fingerprint(model)
+            found = self._shelf.find(digest, pack_tokens(ids))
             mapped = min(found.tokens, tokens - 1)  # the last one's logits are wanted
             if mapped < self._min_tokens:
-                cache = new_cache(self._model, room_tokens=request.room_tokens)
+                cache = new_cache(model, room_tokens=request.room_tokens)
                 return _Start(cache, digest, found.tokens, 0)
             cache = map_cache(
-                self._client,
+                self._shelf.client,
                 found.name,
-                self._model,
+                model,
                 tokens=mapped,
                 token_ids=ids,
                 rows=request.rows,
@@ -204,16 +232,7 @@ class Attached:
             return _Start(cache, digest, found.tokens, mapped)
         except MemError as error:
             self._note(error)
-            if error.errno is Errno.ENOENT:  # another store, or none was there when we began
-                self._make_namespace()
             return None
-
-    def _find(self, model_digest: str, tokens: bytes) -> PrefixReply:
-        patience_s = _GLANCE_S if self._away_until else _PATIENCE_S
-        request = FindPrefix(model=model_digest, tokens=tokens, under=self._namespace)
-        found = self._client.call(request, timeout_s=patience_s)
-        self._away_until = 0.0
-        return found
 
     def _count(self, request: Request, start: _Start, clock: "_FirstToken") -> None:
         stats = self.stats
@@ -227,17 +246,13 @@ class Attached:
 
     def _keep(self, request: Request, start: _Start, result: Any) -> None:
         """Store what is new, in the background, when computing it again would cost more."""
-        if self._pid != os.getpid():  # a fork has no threads
-            self._start_worker()
-        if self._storing is not None and not self._storing.done():
-            return  # one at a time: what is skipped comes again, or was not needed
         ids = self._known_ids(request, start.cache, result)
         new_tokens = len(ids) - start.known_tokens
         if new_tokens < self._min_tokens:
             return
         base = start.cache if isinstance(start.cache, MappedCache) else None
         try:
-            rows = rows_of(self._model, start.cache, ids, tokens=len(ids), base=base)
+            rows = rows_of(self._live_model(), start.cache, ids, tokens=len(ids), base=base)
         except MemError as error:
             self._note(error)
             return
@@ -245,13 +260,12 @@ class Attached:
         pays = new_tokens * stats.prefill_s_per_token > stored_tokens * stats.store_s_per_token
         if rows.header.model != start.model_digest or (stats.prefill_s_per_token and not pays):
             return
-        packed = pack_tokens(ids)
-        name = blake3(packed).hexdigest()[:_DIGEST_CHARS]
-        # Users who share a namespace cannot write over each other's cubes, nor read them.
-        folder = f"{self._namespace}/{start.model_digest[:_DIGEST_CHARS]}/{os.geteuid()}"
-        self._storing = self._worker.submit(self._store, f"{folder}/{name}", packed, [rows])
-        if base is not None:
-            base.mapped_layers[0].readers.add(self._storing)
+        with self._handing_over:
+            if self._is_detached or (self._storing is not None and not self._storing.done()):
+                return  # one at a time: what is skipped comes again, or was not needed
+            self._storing = self._worker.submit(self._store, pack_tokens(ids), [rows])
+            if base is not None:
+                base.mapped_layers[0].readers.add(self._storing)
 
     def _known_ids(self, request: Request, cache: Cache, result: Any) -> list[int]:
         """The tokens whose rows the cache's first row certainly holds."""
@@ -261,18 +275,18 @@ class Attached:
             return sequence[:held].tolist()
         return request.token_ids[0, : min(held, request.common_tokens)].tolist()
 
-    def _store(self, name: str, tokens: bytes, handed_over: list[Rows]) -> None:
+    def _store(self, tokens: bytes, handed_over: list[Rows]) -> None:
         # Taken out: the executor keeps its arguments a moment longer than the work lasts, and
         # with them a cache that everybody thinks is gone.
         try:
-            self._save(name, tokens, handed_over.pop())
+            self._save(tokens, handed_over.pop())
         finally:
-            self._client.post_released()
+            self._shelf.post_released()
 
-    def _save(self, name: str, tokens: bytes, rows: Rows) -> None:
+    def _save(self, tokens: bytes, rows: Rows) -> None:
         begun = time.perf_counter()
         try:
-            if not self._commit(name, tokens, rows):
+            if not self._shelf.keep(rows, tokens):
                 return
         except MemError as error:
             self._note(error)
@@ -282,29 +296,29 @@ class Attached:
             self.stats.stored += 1
             self.stats.store_s_per_token = _recent(self.stats.store_s_per_token, each)
 
-    def _commit(self, name: str, tokens: bytes, rows: Rows) -> bool:
-        """False: another process stored the same."""
-        try:
-            save_rows(self._client, name, rows, expected_version=0)
-        except MemError as error:
-            if error.errno is not Errno.EVERSION:
-                raise
-        else:
-            return True
-        if self._find(rows.header.model, tokens).tokens * _TOKEN_BYTES == len(tokens):
-            return False
-        # What lies there is damaged, or what it stands on: it would be in the way for ever.
-        self._client.call(UnlinkCube(name))
-        save_rows(self._client, name, rows, expected_version=0)
-        return True
-
     def _note(self, error: MemError) -> None:
         with self._counting:
             self.stats.problems += 1
             # Without its frames: they hold a cache.
             self.stats.last_error = error.with_traceback(None)
-        if error.errno in _AWAY:
-            self._away_until = time.monotonic() + _AWAY_S
+        self._shelf.failed(error)
+
+
+class _Entry:
+    """What stands in the place of a model's `generate`; a copy of the model has its own again."""
+
+    def __init__(self, attached: Attached) -> None:
+        self.attached = attached
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return self.attached.generate(args, options)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _itself, (self.attached.plain_generate(),)
+
+
+def _itself(generate: Any) -> Any:
+    return generate
 
 
 class _FirstToken(StoppingCriteria):

@@ -22,9 +22,10 @@ from libmem.fill import Fill
 from libmem.hf.fingerprint import fingerprint
 from libmem.hf.kinds import windows_of
 from libmem.hf.layers import HEADROOM_TOKENS, MappedLayer, Readers, Source
-from libmem.hf.prefix import Parts, Prefix
+from libmem.hf.prefix import Prefix
 from libmem.hf.tokens import TokenIds, ids_of_all
 from libmem.operations import CubeOptions
+from libmem.parts import Parts
 
 __all__ = ["KvClient", "MapOptions", "MappedCache", "map_cache", "new_cache", "refuse_unknown"]
 
@@ -38,6 +39,8 @@ class KvClient(Protocol):
     def call(self, request: Call[R], timeout_s: float | None = None) -> R: ...
     def map_parts(self, name: str, *, model: str = "") -> Parts: ...
     def post_released(self) -> None: ...
+    def sibling(self, timeout_s: float | None = None) -> "KvClient": ...
+    def close(self) -> None: ...
 
 
 class MapOptions(TypedDict, total=False):

@@ -28,7 +28,7 @@ from libmem.abi.kv import (
     pack_tokens,
     planes_of,
 )
-from libmem.abi.structs import CubeType, Durability
+from libmem.abi.structs import CubeType, Durability, Governance
 from libmem.hf.cache import KvClient, MappedCache, refuse_unknown
 from libmem.hf.fingerprint import fingerprint
 from libmem.hf.kinds import windows_of
@@ -52,6 +52,8 @@ class SaveOptions(TypedDict, total=False):
     durability: Durability
     """`cache` where none is given. A `durable` cube holds all its tokens itself."""
     expected_version: int | None
+    governance: Governance | None
+    """Mode and expiry, for instance; the user's alone and for ever, where none is given."""
     stored: KvStored | None
     """How it may lie on disk, `KvStored("int8")` for instance; the daemon's default where none is
     given."""
@@ -160,6 +162,7 @@ def save_rows(
         parents=rows.parents,
         durability=options.get("durability", Durability.CACHE),
         expected_version=options.get("expected_version"),
+        governance=options.get("governance"),
     )
     with fill:
         _write(fill.buffer, rows)

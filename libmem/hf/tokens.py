@@ -5,13 +5,15 @@ Owns the answer to which text is meant. Invariant: one row's ids never stand in 
 Used by `libmem.hf.cache` and `libmem.hf.store`.
 """
 
+from typing import TypeAlias
+
 import torch
 
 from libmem.abi.errors import Errno, MemError
 
 __all__ = ["TokenIds", "ids_of_all", "ids_of_row"]
 
-TokenIds = torch.Tensor | list[int]
+TokenIds: TypeAlias = "torch.Tensor | list[int]"
 """One text's ids, [tokens], or a batch's, [rows, tokens]."""
 
 

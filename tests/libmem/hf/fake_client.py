@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from libmem.abi.calls import FindPrefix, MakeNamespace, PrefixReply, WriteReply
+from libmem.abi.calls import FindPrefix, PrefixReply, StatNamespace, UnlinkCube, WriteReply
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.kv import kv_header, layout_of, unpack_tokens
+from libmem.abi.structs import Governance, NamespaceStat, Quota, Usage
 
 __all__ = ["FakeClient", "FakeParts", "Held", "held_memory"]
 
@@ -98,6 +99,26 @@ class FakeCube:
     attributes: dict[str, Any]
     parent: str
     size_bytes: int
+    governance: Governance | None = None
+
+
+@dataclass
+class FakeSibling:
+    origin: "FakeClient"
+    is_open: bool = True
+    creates: int = 0
+
+    def __getattr__(self, name: str) -> Any:
+        assert self.is_open
+        return getattr(self.origin, name)
+
+    def create(self, *args: Any, **options: Any) -> Any:
+        assert self.is_open
+        self.creates += 1
+        return self.origin.create(*args, **options)
+
+    def close(self) -> None:
+        self.is_open = False
 
 
 @dataclass
@@ -107,6 +128,9 @@ class FakeClient:
     cubes: dict[str, FakeCube] = field(default_factory=dict)
     leases: int = 0
     trouble: MemError | None = None
+    owner_uid: int = field(default_factory=os.geteuid)
+    """Whose all namespaces are."""
+    siblings: list["FakeSibling"] = field(default_factory=list)
 
     @contextmanager
     def failing(self, errno: Errno) -> Iterator[None]:
@@ -125,8 +149,16 @@ class FakeClient:
         self._fail()
         if isinstance(request, FindPrefix):
             return self.find_prefix(request.model, request.tokens, under=request.under)
-        assert isinstance(request, MakeNamespace)
+        if isinstance(request, StatNamespace):
+            return NamespaceStat(request.name, self.owner_uid, 0, 0o700, 0, Quota(), Usage())
+        assert isinstance(request, UnlinkCube)
+        os.close(self.cubes.pop(request.name).fd)
         return None
+
+    def sibling(self, timeout_s: float | None = None) -> Any:
+        """The same cubes, by another session."""
+        self.siblings.append(FakeSibling(self))
+        return self.siblings[-1]
 
     def post_released(self) -> None:
         """Nothing waits: what is dropped is given back at once."""
@@ -143,10 +175,12 @@ class FakeClient:
     def commit(self, name: str, fd: int, options: Any) -> WriteReply:
         parent = options["parents"][0].removesuffix("@v1") if options["parents"] else ""
         size_bytes = os.fstat(fd).st_size
-        self.cubes[name] = FakeCube(fd, options["attributes"], parent, size_bytes)
+        self.cubes[name] = FakeCube(
+            fd, options["attributes"], parent, size_bytes, options["governance"]
+        )
         return WriteReply(name.encode(), 1, b"")
 
-    def map_parts(self, name: str, *, model: str = "") -> FakeParts:
+    def map_parts(self, name: str, *, model: str = "") -> Any:
         self._fail()
         name = name.removesuffix("@v1")
         if name not in self.cubes:

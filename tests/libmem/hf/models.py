@@ -19,7 +19,17 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-__all__ = ["ARCHITECTURES", "VOCABULARY", "full_cache", "make_model", "prompt"]
+__all__ = [
+    "ARCHITECTURES",
+    "GREEDY",
+    "TEXT",
+    "VOCABULARY",
+    "full_cache",
+    "generate",
+    "longer",
+    "make_model",
+    "prompt",
+]
 
 VOCABULARY = 97
 
@@ -127,3 +137,18 @@ def full_cache(model: PreTrainedModel, token_ids: torch.Tensor) -> DynamicCache:
     with torch.no_grad():
         model(token_ids, past_key_values=cache)
     return cache
+
+
+TEXT = prompt(100)
+GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 8}
+
+
+def generate(model: Any, token_ids: torch.Tensor | None, **options: Any) -> Any:
+    """What the model makes of a prompt, always with the same seed."""
+    torch.manual_seed(7)
+    return model.generate(token_ids, **{**GREEDY, **options})
+
+
+def longer(token_ids: torch.Tensor, tokens: int = 30, seed: int = 1) -> torch.Tensor:
+    """A text with more behind it."""
+    return torch.cat([token_ids, prompt(tokens, token_ids.shape[0], seed)], 1)

@@ -1,11 +1,6 @@
 """`generate` with a memory: the same text, fewer tokens to prefill, and no trouble passed on."""
 
 import gc
-import importlib
-import threading
-from collections.abc import Iterator
-from concurrent.futures import Future, wait
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -19,44 +14,14 @@ from transformers.generation.stopping_criteria import MaxLengthCriteria
 from transformers.generation.streamers import BaseStreamer
 
 import libmem.hf
-from libmem.abi.calls import PrefixReply
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.kv import kv_header
 from libmem.hf import Attached, attach
-from libmem.hf.attach import _recent
 from libmem.hf.cache import MappedCache
 from tests.libmem.hf.fake_client import FakeClient, held_memory
-from tests.libmem.hf.models import ARCHITECTURES, make_model, prompt
+from tests.libmem.hf.models import ARCHITECTURES, GREEDY, TEXT, generate, longer, make_model
 
-MODULE = importlib.import_module("libmem.hf.attach")  # the package has the function of that name
-TEXT = prompt(100)
-GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 8}
-
-
-@pytest.fixture(autouse=True)
-def _unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is measured, so everything pays: the clock decides no test."""
-    monkeypatch.setattr(MODULE, "_recent", lambda before, latest: before)
-
-
-@pytest.fixture
-def model() -> PreTrainedModel:
-    return make_model("llama")
-
-
-@pytest.fixture
-def attached(model: PreTrainedModel, cubes: FakeClient) -> Iterator[Attached]:
-    with attach(model, cubes, min_tokens=16) as each:
-        yield each
-
-
-def generate(model: Any, token_ids: torch.Tensor | None, **options: Any) -> Any:
-    torch.manual_seed(7)
-    return model.generate(token_ids, **{**GREEDY, **options})
-
-
-def longer(token_ids: torch.Tensor, tokens: int = 30, seed: int = 1) -> torch.Tensor:
-    return torch.cat([token_ids, prompt(tokens, token_ids.shape[0], seed)], 1)
+pytestmark = pytest.mark.usefixtures("unmeasured")
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -101,32 +66,6 @@ def test_an_answer_is_the_next_prefix(
     child = next(cube for key, cube in cubes.cubes.items() if key != name)
     assert child.parent == name
     assert kv_header(child.attributes).start == 64  # the grain below 107
-
-
-def test_it_is_stored_once(model: PreTrainedModel, attached: Attached, cubes: FakeClient) -> None:
-    generate(model, TEXT)
-    assert attached.flush(60)
-    with not_found_once(cubes):  # by another process, while this one computed it
-        generate(model, TEXT)
-    assert attached.flush(60)
-    stats = attached.stats
-    assert (len(cubes.cubes), stats.stored, stats.hits, stats.problems) == (1, 1, 0, 0)
-    generate(model, TEXT)
-    assert attached.flush(60)
-    assert len(cubes.cubes) == 1
-
-
-@contextmanager
-def not_found_once(cubes: FakeClient) -> Iterator[None]:
-    find = cubes.find_prefix
-
-    def nothing_found(model: str, tokens: bytes, *, under: str = "/") -> PrefixReply:
-        cubes.find_prefix = find  # type: ignore[method-assign]
-        return PrefixReply()
-
-    cubes.find_prefix = nothing_found  # type: ignore[method-assign]
-    yield
-    cubes.find_prefix = find  # type: ignore[method-assign]
 
 
 class Streamer(BaseStreamer):
@@ -231,7 +170,7 @@ def test_no_trouble_fails_a_generation(
     assert (problems, hits) == (5, 0)
     generate(model, TEXT)  # the daemon is back, and left alone for a while
     assert (attached.stats.problems, attached.stats.hits) == (problems, hits)
-    attached._away_until = 0.0
+    attached._shelf._away_until = 0.0
     generate(model, TEXT)
     assert attached.stats.hits == 1
 
@@ -241,29 +180,6 @@ def raising(error: MemError) -> Any:
         raise error
 
     return raise_it
-
-
-def test_a_prefix_that_costs_more_than_it_saves_is_not_stored(
-    model: PreTrainedModel, attached: Attached, cubes: FakeClient
-) -> None:
-    attached.stats.store_s_per_token, attached.stats.prefill_s_per_token = 2.0, 1.0
-    generate(model, TEXT)
-    assert attached.flush(60)
-    assert not cubes.cubes
-    attached.stats.prefill_s_per_token = 3.0
-    generate(model, TEXT)
-    assert attached.flush(60)
-    assert len(cubes.cubes) == 1
-
-
-def test_what_it_costs_is_measured(
-    model: PreTrainedModel, attached: Attached, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(MODULE, "_recent", _recent)
-    generate(model, TEXT)
-    assert attached.flush(60)
-    assert attached.stats.prefill_s_per_token > 0
-    assert attached.stats.store_s_per_token > 0
 
 
 def test_generations_leave_nothing_behind(
@@ -290,37 +206,6 @@ def test_changed_weights_find_nothing_of_before(model: PreTrainedModel, attached
     generate(model, TEXT)
     assert attached.flush(60)
     assert (attached.stats.hits, attached.stats.stored) == (0, 2)
-
-
-def test_a_cache_is_not_cropped_while_it_is_stored(
-    model: PreTrainedModel,
-    attached: Attached,
-    cubes: FakeClient,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    may_go_on, create = threading.Event(), cubes.create
-
-    def slow(*args: Any, **options: Any) -> Any:
-        assert may_go_on.wait(60)
-        return create(*args, **options)
-
-    monkeypatch.setattr(cubes, "create", slow)
-    result = generate(model, TEXT, return_dict_in_generate=True)
-    assert not attached.flush(0)
-    held = result.past_key_values.layers[0].keys.clone()
-
-    def wait_for(work: list[Future[None]]) -> None:
-        may_go_on.set()  # not before somebody waits
-        wait(work)
-
-    monkeypatch.setattr("libmem.hf.layers.wait", wait_for)
-    result.past_key_values.crop(-50)
-    with torch.no_grad():
-        model(prompt(50, seed=9), past_key_values=result.past_key_values)
-    assert attached.flush(60)
-    (name,) = cubes.cubes
-    cache = libmem.hf.map_cache(cubes, name, model)
-    assert torch.equal(cache.layers[0].keys, held)
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
@@ -366,28 +251,22 @@ def test_adapters_have_memories_of_their_own(cubes: FakeClient) -> None:
     assert (each.stats.passed_through, each.stats.problems) == (1, 0)
 
 
-def test_a_fork_of_the_process_goes_on(
-    model: PreTrainedModel, attached: Attached, cubes: FakeClient, monkeypatch: pytest.MonkeyPatch
+def test_a_second_try_draws_the_same(
+    model: Any, attached: Attached, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generate(model, TEXT)
-    assert attached.flush(60)
-    worker = attached._worker
-    monkeypatch.setattr("os.getpid", lambda: -1)  # forking itself would copy torch's threads
-    generate(model, longer(TEXT))
-    assert attached.flush(60)
-    assert len(cubes.cubes) == 2
-    assert attached._worker is not worker
-    worker.shutdown()
+    attached.detach()
+    expected = generate(model, TEXT, do_sample=True)
+    again = attach(model, attached._shelf.client)
+    update, updates = libmem.hf.MappedLayer.update, 0
 
+    def failing_late(*args: Any, **options: Any) -> Any:
+        nonlocal updates
+        updates += 1
+        if updates == 7:
+            raise MemError(Errno.ENOMEM, "as the test wants it")
+        return update(*args, **options)
 
-def test_detached_is_as_before(model: Any, cubes: FakeClient) -> None:
-    assert "generate" not in vars(model)
-    each = attach(model, cubes)
-    with pytest.raises(MemError) as caught:
-        attach(model, cubes)
-    assert caught.value.errno is Errno.EINVAL
-    each.detach()
-    each.detach()
-    assert "generate" not in vars(model)
-    generate(model, TEXT)
-    assert each.stats.tokens_prefilled == 0
+    monkeypatch.setattr(libmem.hf.MappedLayer, "update", failing_late)
+    assert torch.equal(generate(model, TEXT, do_sample=True), expected)
+    assert again.stats.problems == 1
+    again.detach()

@@ -236,7 +236,7 @@ def test_whatever_goes_wrong_gives_the_lease_back(cubes: FakeClient) -> None:
     model = make_model("llama")
     stored(cubes, model)
     with pytest.raises(TypeError) as caught:  # kept by the test, frames and all
-        libmem.hf.map_cache(cubes, "/kv/a", model, room_tokens="many")  # type: ignore[typeddict-item]
+        libmem.hf.map_cache(cubes, "/kv/a", model, room_tokens="many")  # type: ignore[arg-type]
     assert (cubes.leases, str(caught.value) != "") == (0, True)
 
 
