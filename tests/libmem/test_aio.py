@@ -56,7 +56,8 @@ def test_both_clients_have_the_same_operations() -> None:
     def public(kind: type) -> set[str]:
         return {name for name in dir(kind) if not name.startswith("_")}
 
-    assert public(libmem.Client) - public(AsyncClient) == {"after_fork_in_child", "post_released"}
+    threads = {"after_fork_in_child", "post_released", "sibling"}
+    assert public(libmem.Client) - public(AsyncClient) == threads
     assert public(AsyncClient) - public(libmem.Client) == set()
     assert "stat" in public(Operations)
 
