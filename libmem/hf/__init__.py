@@ -10,7 +10,7 @@
 """
 
 from libmem.hf.attach import Attached, Stats, attach
-from libmem.hf.cache import MapOptions, MappedCache, map_cache, new_cache
+from libmem.hf.cache import CopiedCache, MapOptions, MappedCache, map_cache, new_cache
 from libmem.hf.fingerprint import fingerprint, refresh
 from libmem.hf.layers import MappedLayer
 from libmem.hf.shelf import AttachOptions
@@ -30,5 +30,6 @@ __all__ = [
     "MapOptions",
     "SaveOptions",
     "MappedCache",
+    "CopiedCache",
     "MappedLayer",
 ]

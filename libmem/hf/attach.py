@@ -23,7 +23,7 @@ from transformers.cache_utils import Cache
 
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.kv import pack_tokens
-from libmem.hf.cache import KvClient, MappedCache, map_cache, new_cache, refuse_unknown
+from libmem.hf.cache import CopiedCache, KvClient, MappedCache, map_cache, new_cache, refuse_unknown
 from libmem.hf.fingerprint import fingerprint
 from libmem.hf.kinds import windows_of
 from libmem.hf.request import Request, read_request
@@ -250,7 +250,8 @@ class Attached:
         new_tokens = len(ids) - start.known_tokens
         if new_tokens < self._min_tokens:
             return
-        base = start.cache if isinstance(start.cache, MappedCache) else None
+        cache = start.cache
+        base = cache if isinstance(cache, MappedCache | CopiedCache) else None
         try:
             rows = rows_of(self._live_model(), start.cache, ids, tokens=len(ids), base=base)
         except MemError as error:
@@ -264,7 +265,7 @@ class Attached:
             if self._is_detached or (self._storing is not None and not self._storing.done()):
                 return  # one at a time: what is skipped comes again, or was not needed
             self._storing = self._worker.submit(self._store, pack_tokens(ids), [rows])
-            if base is not None:
+            if isinstance(base, MappedCache):
                 base.mapped_layers[0].readers.add(self._storing)
 
     def _known_ids(self, request: Request, cache: Cache, result: Any) -> list[int]:

@@ -27,7 +27,16 @@ from libmem.hf.tokens import TokenIds, ids_of_all
 from libmem.operations import CubeOptions
 from libmem.parts import Parts
 
-__all__ = ["KvClient", "MapOptions", "MappedCache", "map_cache", "new_cache", "refuse_unknown"]
+__all__ = [
+    "CopiedCache",
+    "KvClient",
+    "MapOptions",
+    "MappedCache",
+    "is_spread",
+    "map_cache",
+    "new_cache",
+    "refuse_unknown",
+]
 
 R = TypeVar("R", bound=Value)
 
@@ -80,17 +89,45 @@ class MappedCache(Cache):
         return cast("list[MappedLayer]", self.layers)
 
 
+class CopiedCache(DynamicCache):
+    """The same where the model is not in the CPU's memory: the prefix is a copy on its device."""
+
+    def __init__(self, mapped: MappedCache, device: torch.device) -> None:
+        super().__init__()
+        self.prefix, self.model = mapped.prefix, mapped.model
+        for index, layer in enumerate(mapped.mapped_layers):
+            self.update(layer.keys.to(device), layer.values.to(device), index)
+        self.shared_tokens = mapped.shared_tokens
+        """As `MappedCache.shared_tokens`."""
+
+    def crop(self, tokens_to_remove: int) -> None:
+        super().crop(tokens_to_remove)
+        self.shared_tokens = min(self.shared_tokens, self.get_seq_length())
+
+    def reset(self) -> None:
+        super().reset()
+        self.shared_tokens = 0
+
+
+def is_spread(model: PreTrainedModel) -> bool:
+    """Parts of the model are on different devices."""
+    placed = getattr(model, "hf_device_map", None) or {}
+    return len({str(device) for device in placed.values()}) > 1
+
+
 def map_cache(
     client: KvClient, name: str, model: PreTrainedModel, **options: Unpack[MapOptions]
 ) -> Cache:
     """The stored prefix `name` as a cache for `model`: mapped, or copied to an accelerator.
 
     Errors: ENOENT, EACCES, EMODEL (another model's), EINVAL (other tokens, or too many),
-    EOPNOTSUPP, EILSEQ, ENOMEM.
+    EOPNOTSUPP (a layer whose cache cannot be stored, a model over several devices), EILSEQ, ENOMEM.
     """
     refuse_unknown("map_cache", MapOptions, options)
     if options.get("rows", 1) < 1:
         raise MemError(Errno.EINVAL, f"a cache has at least one row, not {options['rows']}")
+    if is_spread(model):
+        raise MemError(Errno.EOPNOTSUPP, "a model over several devices has no place for a prefix")
     windows = windows_of(model.config)  # refuses what cannot be stored
     model_digest = fingerprint(model)
     parts = client.map_parts(name, model=model_digest)
@@ -107,7 +144,7 @@ def map_cache(
         parts.close_descriptors()
         raise
     mapped.model = weakref.ref(model)
-    return mapped if model.device.type == "cpu" else _on_device(mapped, model.device)
+    return mapped if model.device.type == "cpu" else CopiedCache(mapped, model.device)
 
 
 def refuse_unknown(function: str, known: type, options: Mapping[str, object]) -> None:
@@ -160,10 +197,3 @@ def _compare_tokens(prefix: Prefix, token_ids: "TokenIds | None") -> None:
         raise MemError(
             Errno.EINVAL, f"{prefix.name} holds another text from token {same} on", tokens=same
         )
-
-
-def _on_device(mapped: MappedCache, device: torch.device) -> DynamicCache:
-    copied = DynamicCache()
-    for index, layer in enumerate(mapped.mapped_layers):
-        copied.update(layer.keys.to(device), layer.values.to(device), index)
-    return copied

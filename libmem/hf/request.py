@@ -14,6 +14,7 @@ import torch
 from torch.nn.modules import module as _module
 from transformers import GenerationConfig
 
+from libmem.hf.cache import is_spread
 from libmem.hf.layers import HEADROOM_TOKENS
 
 __all__ = ["Request", "read_request"]
@@ -118,7 +119,7 @@ def _setting_names() -> frozenset[str]:
 
 def _is_plain_model(model: Any) -> bool:
     """Nothing but weights and configuration decides what the model computes."""
-    if model.config.is_encoder_decoder:
+    if model.config.is_encoder_decoder or is_spread(model):
         return False
     if torch.is_autocast_enabled(model.device.type):
         return False

@@ -29,7 +29,7 @@ from libmem.abi.kv import (
     planes_of,
 )
 from libmem.abi.structs import CubeType, Durability, Governance
-from libmem.hf.cache import KvClient, MappedCache, refuse_unknown
+from libmem.hf.cache import CopiedCache, KvClient, MappedCache, refuse_unknown
 from libmem.hf.fingerprint import fingerprint
 from libmem.hf.kinds import windows_of
 from libmem.hf.layers import MappedLayer
@@ -45,7 +45,7 @@ class SaveOptions(TypedDict, total=False):
     """The row of the batch; 0 where none is given."""
     tokens: int | None
     """The first so many tokens; all that the cache holds, where none is given."""
-    base: MappedCache | None
+    base: MappedCache | CopiedCache | None
     """The cache whose mapped prefix the new cube stands on, instead of holding it again."""
     attention_mask: torch.Tensor | None
     """[rows, tokens], as the model had it: a row with padding is refused."""
@@ -90,16 +90,20 @@ def save_cache(
 def fork(
     client: KvClient,
     name: str,
-    cache: MappedCache,
+    cache: Cache,
     token_ids: TokenIds,
     **options: Unpack[SaveOptions],
 ) -> WriteReply:
     """Store a mapped cache as a child of the cube that it maps: only what is behind the prefix.
 
     Whole where the cube is to be durable, or stands on as many as it may.
-    Errors: those of `save_cache`; EMODEL (the model's weights changed since it was mapped).
+    Errors: those of `save_cache`, EINVAL also for a cache that `map_cache` and `new_cache` did not
+    make; EMODEL (the model's weights changed since it was mapped).
     """
     refuse_unknown("fork", SaveOptions, options)
+    if not isinstance(cache, MappedCache | CopiedCache):
+        text = f"a {type(cache).__name__} stands on no cube: save_cache() stores it"
+        raise MemError(Errno.EINVAL, text)
     model = cache.model() if cache.model is not None else None
     if model is None:
         raise MemError(Errno.EINVAL, "the model of this cache is gone")
@@ -238,7 +242,7 @@ def _runs(
     return tuple(KvLayers(len(list(run)), *shape) for shape, run in groupby(shapes))
 
 
-def _start_on(base: MappedCache, header: KvHeader, ids: list[int]) -> int:
+def _start_on(base: MappedCache | CopiedCache, header: KvHeader, ids: list[int]) -> int:
     """The first token to be stored by a child of what `base` maps; 0: it must hold all itself."""
     prefix = base.prefix
     if prefix is None or prefix.parts_count >= KV_CHAIN_MAX:

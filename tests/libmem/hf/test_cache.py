@@ -15,7 +15,7 @@ import libmem.hf
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.kv import KV_CHAIN_MAX, kv_header
 from libmem.abi.structs import Durability
-from libmem.hf.cache import MappedCache, _on_device
+from libmem.hf.cache import CopiedCache, MappedCache
 from libmem.hf.kinds import windows_of
 from tests.libmem.hf.fake_client import FakeClient, held_memory
 from tests.libmem.hf.models import ARCHITECTURES, full_cache, make_model, prompt
@@ -299,8 +299,37 @@ def test_other_caches_are_refused_by_layer(cubes: FakeClient) -> None:
 def test_on_another_device_it_is_a_copy(cubes: FakeClient) -> None:
     model = make_model("gemma")
     full = stored(cubes, model)
-    copied = _on_device(mapped(cubes, "/kv/a", model, rows=2), torch.device("cpu"))
+    copied = CopiedCache(mapped(cubes, "/kv/a", model, rows=2), torch.device("cpu"))
     full.batch_repeat_interleave(2)
     more = prompt(40, rows=2)
     assert torch.equal(logits(model, copied, more), logits(model, full, more))
-    libmem.hf.save_cache(cubes, "/kv/b", model, copied, torch.cat([prompt(TOKENS), more[:1]], 1))
+    text = torch.cat([prompt(TOKENS), more[:1]], 1)
+    libmem.hf.save_cache(cubes, "/kv/b", model, copied, text)
+    libmem.hf.fork(cubes, "/kv/c", copied, text)
+    header = kv_header(cubes.cubes["/kv/c"].attributes)
+    assert (header.tokens, header.start, cubes.cubes["/kv/c"].parent) == (120, 64, "/kv/a")
+    copied.crop(-70)
+    libmem.hf.fork(cubes, "/kv/d", copied, text)
+    assert cubes.cubes["/kv/d"].parent == ""
+    copied.reset()
+    assert copied.shared_tokens == 0
+
+
+def test_a_cache_of_another_make_is_no_fork(cubes: FakeClient) -> None:
+    model, cache = make_model("llama"), DynamicCache()
+    logits(model, cache, prompt(9))
+    with pytest.raises(MemError, match="DynamicCache") as caught:
+        libmem.hf.fork(cubes, "/kv/a", cache, prompt(9))
+    assert caught.value.errno is Errno.EINVAL
+
+
+def test_a_model_over_several_devices_maps_nothing(cubes: FakeClient) -> None:
+    model: Any = make_model("llama")
+    stored(cubes, model)
+    model.hf_device_map = {"model.layers.0": 0, "model.layers.1": "cpu"}
+    assert errno_of(libmem.hf.map_cache, cubes, "/kv/a", model) is Errno.EOPNOTSUPP
+    with libmem.hf.attach(model, cubes) as attached:
+        model.generate(prompt(TOKENS), max_new_tokens=1)
+    assert (attached.stats.passed_through, attached.stats.problems) == (1, 0)
+    model.hf_device_map = {"": "cpu"}
+    mapped(cubes, "/kv/a", model)
