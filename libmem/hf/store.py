@@ -97,8 +97,8 @@ def fork(
     """Store a mapped cache as a child of the cube that it maps: only what is behind the prefix.
 
     Whole where the cube is to be durable, or stands on as many as it may.
-    Errors: those of `save_cache`, EINVAL also for a cache that `map_cache` and `new_cache` did not
-    make; EMODEL (the model's weights changed since it was mapped).
+    Errors: those of `save_cache`, EINVAL also for a cache that was not made here; EMODEL
+    (the model's weights changed since it was mapped).
     """
     refuse_unknown("fork", SaveOptions, options)
     if not isinstance(cache, MappedCache | CopiedCache):
