@@ -13,8 +13,10 @@ from memosd.kernel.ports import PayloadKey
 
 __all__ = ["Entry", "Piece", "TokenOrder", "as_pieces", "joined"]
 
-_CHUNK: Final = 1 << 14
-"""Bytes compared at once: a slice is a copy, and one that fits the processor's cache is cheap."""
+_CHUNK_FIRST: Final = 1 << 6
+_CHUNK_MAX: Final = 1 << 14
+"""Bytes compared at once: few at first, because most strings differ soon, then more and more. A
+slice is a copy, and one that fits the processor's cache is cheap."""
 _SINGLY_MAX: Final = 16
 """Entries removed one by one; more are quicker left out in one pass."""
 
@@ -151,11 +153,12 @@ def _compared(one: Pieces, other: Pieces, known: int) -> tuple[int, int]:
 
 
 def _compared_within(a: Piece, b: Piece, at: int, end: int) -> tuple[int, int]:
+    chunk = _CHUNK_FIRST
     while at < end:
-        to = min(at + _CHUNK, end)
+        to = min(at + chunk, end)
         x, y = a.packed[at - a.start : to - a.start], b.packed[at - b.start : to - b.start]
         if x != y:
             different = int.from_bytes(x, "big") ^ int.from_bytes(y, "big")
             return to - (different.bit_length() + 7) // 8, -1 if x < y else 1
-        at = to
+        at, chunk = to, min(8 * chunk, _CHUNK_MAX)
     return end, 0

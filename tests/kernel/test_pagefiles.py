@@ -6,7 +6,7 @@ import pytest
 from libmem.abi import calls as c
 from libmem.abi.digest import digest_of
 from libmem.abi.errors import Errno
-from libmem.abi.kv import KvForm, KvStored
+from libmem.abi.kv import KvForm, KvStored, digest_of_tokens
 from libmem.abi.structs import CubeType, Durability
 from tests.caches import attributes_of, header_of, payload_of, planes, wavy
 from tests.kernel.stored import (
@@ -106,7 +106,8 @@ def test_what_it_became_is_told(user: Client, durability: Durability) -> None:
 
 def test_parts_lie_there_each_in_its_form(user: Client) -> None:
     write(user, "/n/a")
-    part = msgspec.structs.replace(header_of(100), start=48)
+    before = digest_of_tokens(PAYLOAD[: 48 * 4])
+    part = msgspec.structs.replace(header_of(100), start=48, before=before)
     payload = payload_of(part, wavy)
     request = c.WriteCube(
         "/n/b", payload, type=CubeType.ACTIVATION, attributes=attributes_of(part), parents=("/n/a",)

@@ -166,6 +166,7 @@ class _Prefiller:
         newest = self._client.stat(_PREFIX).version
         if newest > 1:
             self._client.unlink(f"{_PREFIX}@v{newest - 1}")
+        self._client.sync()  # or the write to disk would run beside the next round
         return seconds
 
     def memcpy(self) -> float:

@@ -191,7 +191,7 @@ def test_stat_says_what_a_part_stands_on(memctl: Memctl) -> None:
         {"count": 1, "heads": 1, "key_dim": 192, "value_dim": 128, "window": 4096},
         {"count": 2, "heads": 8, "key_dim": 64, "value_dim": 64},
     ]
-    header = {**KV, "layers": layers, "start": 1024}
+    header = {**KV, "layers": layers, "start": 1024, "before": "0" * 64}
     cache = make_stat("/kv/a", type=CubeType.ACTIVATION, attributes={"kv": header})
     out = memctl("stat", "/kv/a", answers={StatCube: cache}).out
     assert "2,048, the first 1,024 of them in its first parent" in out
