@@ -11,6 +11,7 @@ file turns out shorter. Through a buffer that fits the cache it is as fast as ha
 import errno
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Final
 
@@ -36,6 +37,8 @@ __all__ = [
 PayloadKey = bytes
 """16 bytes that name one payload."""
 
+_HALVED_BYTES: Final = 16 << 20
+"""Smaller payloads are hashed sooner than a thread is started and pays."""
 _BLOCK_BYTES: Final = 256 << 10
 
 _ERRNOS: Final = {
@@ -89,10 +92,13 @@ def _stored_ranges(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
         yield at, stop
 
 
-def page_digests(fd: int, size_bytes: int) -> Iterator[bytes]:
-    """The digest of each page, in order. Errors: OSError, ECORRUPT (shorter than `size_bytes`)."""
+def page_digests(fd: int, size_bytes: int, first_byte: int = 0) -> Iterator[bytes]:
+    """The digest of each page, in order, from the one at `first_byte` on.
+
+    Errors: OSError, ECORRUPT (shorter than `size_bytes`).
+    """
     block = memoryview(bytearray(min(_BLOCK_BYTES, size_bytes)))
-    for start in range(0, size_bytes, PAGE_BYTES):
+    for start in range(first_byte, size_bytes, PAGE_BYTES):
         at, end = start, min(start + PAGE_BYTES, size_bytes)
         page = xxhash.xxh3_128()
         while at < end:
@@ -109,8 +115,16 @@ def page_digests(fd: int, size_bytes: int) -> Iterator[bytes]:
 
 
 def manifest_behind(fd: int, size_bytes: int) -> Manifest:
-    """Hash the first `size_bytes` bytes behind `fd`. Errors as `page_digests`."""
-    return Manifest(size_bytes, b"".join(page_digests(fd, size_bytes)))
+    """Hash the first `size_bytes` bytes behind `fd`, large ones in two halves at the same time.
+
+    A writer waits for this, and hashing lets other threads run. Errors as `page_digests`.
+    """
+    if size_bytes < _HALVED_BYTES:
+        return Manifest(size_bytes, b"".join(page_digests(fd, size_bytes)))
+    middle = size_bytes // PAGE_BYTES // 2 * PAGE_BYTES
+    with ThreadPoolExecutor(1, "memosd-hash") as other:
+        rest = other.submit(lambda: b"".join(page_digests(fd, size_bytes, middle)))
+        return Manifest(size_bytes, b"".join(page_digests(fd, middle)) + rest.result())
 
 
 def check_pages(fd: int, manifest: Manifest) -> None:

@@ -17,9 +17,10 @@ pytestmark = pytest.mark.usefixtures("no_descriptor_is_left")
 
 KIB = 1024
 SIZES = [0, 1, 256 * KIB, 256 * KIB + 1, PAGE_BYTES - 1, PAGE_BYTES, PAGE_BYTES + 1, 2_500_000]
+HALVED = [16 * PAGE_BYTES - 1, 16 * PAGE_BYTES, 17 * PAGE_BYTES + 1]
 
 
-@pytest.mark.parametrize("size_bytes", SIZES)
+@pytest.mark.parametrize("size_bytes", [*SIZES, *HALVED])
 def test_streamed_digests_are_the_abis(memory: Memory, size_bytes: int) -> None:
     content = os.urandom(size_bytes)
     assert payload.manifest_behind(memory.holding(content), size_bytes) == manifest_of(content)
