@@ -119,12 +119,14 @@ def manifest_behind(fd: int, size_bytes: int) -> Manifest:
 
     A writer waits for this, and hashing lets other threads run. Errors as `page_digests`.
     """
-    if size_bytes < _HALVED_BYTES:
-        return Manifest(size_bytes, b"".join(page_digests(fd, size_bytes)))
-    middle = size_bytes // PAGE_BYTES // 2 * PAGE_BYTES
+    middle = size_bytes // PAGE_BYTES // 2 * PAGE_BYTES if size_bytes >= _HALVED_BYTES else 0
     with ThreadPoolExecutor(1, "memosd-hash") as other:
-        rest = other.submit(lambda: b"".join(page_digests(fd, size_bytes, middle)))
-        return Manifest(size_bytes, b"".join(page_digests(fd, middle)) + rest.result())
+        try:
+            first = other.submit(lambda: b"".join(page_digests(fd, middle))) if middle else None
+        except RuntimeError:  # no thread to be had: this one does all of it
+            first, middle = None, 0
+        rest = b"".join(page_digests(fd, size_bytes, middle))
+        return Manifest(size_bytes, (first.result() if first is not None else b"") + rest)
 
 
 def check_pages(fd: int, manifest: Manifest) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import threading
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -24,6 +25,18 @@ HALVED = [16 * PAGE_BYTES - 1, 16 * PAGE_BYTES, 17 * PAGE_BYTES + 1]
 def test_streamed_digests_are_the_abis(memory: Memory, size_bytes: int) -> None:
     content = os.urandom(size_bytes)
     assert payload.manifest_behind(memory.holding(content), size_bytes) == manifest_of(content)
+
+
+def test_without_a_second_thread_one_hashes_all(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    content = os.urandom(HALVED[-1])
+    fd = memory.holding(content)
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    assert payload.manifest_behind(fd, len(content)) == manifest_of(content)
 
 
 def test_hashing_fills_no_holes(memory: Memory) -> None:
