@@ -23,8 +23,16 @@ from transformers.cache_utils import Cache
 
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.kv import pack_tokens
-from libmem.hf.cache import CopiedCache, KvClient, MappedCache, map_cache, new_cache, refuse_unknown
-from libmem.hf.fingerprint import fingerprint
+from libmem.hf.cache import (
+    CopiedCache,
+    KvClient,
+    MapOptions,
+    MappedCache,
+    map_prefix,
+    new_cache,
+    refuse_unknown,
+)
+from libmem.hf.fingerprint import identify
 from libmem.hf.kinds import windows_of
 from libmem.hf.request import Request, read_request
 from libmem.hf.shelf import AttachOptions, Shelf
@@ -214,22 +222,20 @@ class Attached:
         tokens = request.token_ids.shape[1]
         ids = request.token_ids[0, : request.common_tokens].tolist()
         try:
-            digest = fingerprint(model)
-            found = self._shelf.find(digest, pack_tokens(ids))
+            identified = identify(model)
+            found = self._shelf.find(identified.digest, pack_tokens(ids))
             mapped = min(found.tokens, tokens - 1)  # the last one's logits are wanted
             if mapped < self._min_tokens:
                 cache = new_cache(model, room_tokens=request.room_tokens)
-                return _Start(cache, digest, found.tokens, 0)
-            cache = map_cache(
-                self._shelf.client,
-                found.name,
-                model,
+                return _Start(cache, identified.digest, found.tokens, 0)
+            options = MapOptions(
                 tokens=mapped,
                 token_ids=ids,
                 rows=request.rows,
                 room_tokens=request.room_tokens,
             )
-            return _Start(cache, digest, found.tokens, mapped)
+            cache = map_prefix(self._shelf.client, found.name, identified, options)
+            return _Start(cache, identified.digest, found.tokens, mapped)
         except MemError as error:
             self._note(error)
             return None
@@ -253,7 +259,8 @@ class Attached:
         cache = start.cache
         base = cache if isinstance(cache, MappedCache | CopiedCache) else None
         try:
-            rows = rows_of(self._live_model(), start.cache, ids, tokens=len(ids), base=base)
+            now = identify(self._live_model())
+            rows = rows_of(now, start.cache, ids, tokens=len(ids), base=base)
         except MemError as error:
             self._note(error)
             return

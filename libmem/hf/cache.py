@@ -19,7 +19,7 @@ from libmem.abi.calls import Call
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.structs import Value
 from libmem.fill import Fill
-from libmem.hf.fingerprint import fingerprint
+from libmem.hf.fingerprint import Identified, identify
 from libmem.hf.kinds import windows_of
 from libmem.hf.layers import HEADROOM_TOKENS, MappedLayer, Readers, Source
 from libmem.hf.prefix import Prefix
@@ -34,6 +34,7 @@ __all__ = [
     "MappedCache",
     "is_spread",
     "map_cache",
+    "map_prefix",
     "new_cache",
     "refuse_unknown",
 ]
@@ -124,12 +125,17 @@ def map_cache(
     EOPNOTSUPP (a layer whose cache cannot be stored, a model over several devices), EILSEQ, ENOMEM.
     """
     refuse_unknown("map_cache", MapOptions, options)
+    return map_prefix(client, name, identify(model), options)
+
+
+def map_prefix(client: KvClient, name: str, identified: Identified, options: MapOptions) -> Cache:
+    """`map_cache` for who looked at the model just now."""
+    model, model_digest = identified
     if options.get("rows", 1) < 1:
         raise MemError(Errno.EINVAL, f"a cache has at least one row, not {options['rows']}")
     if is_spread(model):
         raise MemError(Errno.EOPNOTSUPP, "a model over several devices has no place for a prefix")
     windows = windows_of(model.config)  # refuses what cannot be stored
-    model_digest = fingerprint(model)
     parts = client.map_parts(name, model=model_digest)
     try:
         prefix = Prefix(parts, options.get("tokens"))

@@ -30,7 +30,7 @@ from libmem.abi.kv import (
 )
 from libmem.abi.structs import CubeType, Durability, Governance
 from libmem.hf.cache import CopiedCache, KvClient, MappedCache, refuse_unknown
-from libmem.hf.fingerprint import fingerprint
+from libmem.hf.fingerprint import Identified, identify
 from libmem.hf.kinds import windows_of
 from libmem.hf.layers import MappedLayer
 from libmem.hf.tokens import TokenIds, ids_of_row
@@ -84,7 +84,7 @@ def save_cache(
     Errors: EINVAL (fewer ids than tokens), EOPNOTSUPP (a cache that cannot be stored; the message
     names the layer), and what `create` and `seal` list.
     """
-    return save_rows(client, name, rows_of(model, cache, token_ids, **options), **options)
+    return save_rows(client, name, rows_of(identify(model), cache, token_ids, **options), **options)
 
 
 def fork(
@@ -107,21 +107,22 @@ def fork(
     model = cache.model() if cache.model is not None else None
     if model is None:
         raise MemError(Errno.EINVAL, "the model of this cache is gone")
-    if cache.prefix is not None and cache.prefix.header.model != fingerprint(model):
+    now = identify(model)
+    if cache.prefix is not None and cache.prefix.header.model != now.digest:
         raise MemError(Errno.EMODEL, "the model was changed since it mapped this prefix")
     options.setdefault("base", cache)
-    return save_cache(client, name, model, cache, token_ids, **options)
+    return save_rows(client, name, rows_of(now, cache, token_ids, **options), **options)
 
 
 def rows_of(
-    model: PreTrainedModel,
+    identified: Identified,
     cache: Cache,
     token_ids: TokenIds,
     **options: Unpack[SaveOptions],
 ) -> Rows:
     """What `save_cache` would store. Errors: EINVAL, EOPNOTSUPP."""
     refuse_unknown("save_cache", SaveOptions, options)
-    windows = windows_of(model.config)
+    windows = windows_of(identified.model.config)
     row = options.get("row", 0)
     _refuse_padding(options.get("attention_mask"), row)
     if len(cache.layers) != len(windows):
@@ -137,7 +138,7 @@ def rows_of(
     ):
         raise MemError(Errno.EINVAL, f"not {tokens} tokens in every layer, or {len(ids)} ids")
     header = KvHeader(
-        model=fingerprint(model),
+        model=identified.digest,
         dtype=_dtype(held),
         layers=_runs(held, windows),
         tokens=tokens,

@@ -18,6 +18,7 @@ from libmem.abi.errors import Errno, MemError
 from libmem.abi.kv import kv_header
 from libmem.hf import Attached, attach
 from libmem.hf.cache import MappedCache
+from libmem.hf.weights import Seen
 from tests.libmem.hf.fake_client import FakeClient, held_memory
 from tests.libmem.hf.models import ARCHITECTURES, GREEDY, TEXT, generate, longer, make_model
 
@@ -51,6 +52,25 @@ def test_the_text_is_the_same_and_the_prefix_is_mapped(
     assert (stats.hits, stats.passed_through, stats.problems) == (5, 0, 0)
     assert stats.tokens_mapped + stats.tokens_prefilled == sum(c[0].shape[1] for c in calls)
     assert stats.tokens_mapped >= 99 + 100 * 4
+
+
+def test_the_weights_are_looked_at_once_a_prompt(
+    model: PreTrainedModel, attached: Attached, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate(model, TEXT)
+    assert attached.flush(60)
+    looks: list[Seen] = []
+    look = Seen.are
+
+    def counted(seen: Seen, tensors: list[torch.Tensor]) -> bool:
+        looks.append(seen)
+        return look(seen, tensors)
+
+    monkeypatch.setattr(Seen, "are", counted)
+    generate(model, TEXT)
+    assert (attached.stats.hits, len(looks)) == (1, 1)
+    generate(model, longer(TEXT))
+    assert (attached.stats.hits, len(looks)) == (2, 3)  # and once when it is stored
 
 
 def test_an_answer_is_the_next_prefix(

@@ -1,6 +1,7 @@
 """The fingerprint: the same for what computes the same, another for anything else."""
 
-from typing import Any
+import importlib
+from typing import Any, Final
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from torch import nn
 from libmem.abi.errors import Errno, MemError
 from libmem.hf import fingerprint, refresh
 from tests.libmem.hf.models import make_model
+
+WEIGHTS: Final = importlib.import_module("libmem.hf.weights")
 
 
 def test_it_is_that_of_the_weights() -> None:
@@ -32,6 +35,37 @@ def test_one_element_changes_it() -> None:
     last.data = last.data.clone() + 1
     seen.append(fingerprint(model))
     model.config.layer_norm_epsilon = 0.1
+    seen.append(fingerprint(model))
+    assert len(set(seen)) == len(seen)
+
+
+@pytest.mark.parametrize("is_here", [True, False], ids=["here", "elsewhere"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_writes_without_a_trace_are_noticed_in_every_tensor(
+    is_here: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not is_here:  # as weights on an accelerator are looked at
+        monkeypatch.setattr(WEIGHTS, "_is_here", lambda tensor: False)
+    model = make_model("llama").to(dtype)
+    seen = {fingerprint(model)}
+    tensors = list(model.parameters())
+    for tensor in tensors:
+        version = tensor._version
+        tensor.data += 1  # as adapters are merged
+        assert tensor._version == version
+        seen.add(fingerprint(model))
+    assert len(seen) == 1 + len(tensors)
+
+
+def test_other_parameters_in_the_same_places_are_noticed() -> None:
+    model = make_model("llama")
+    seen = [fingerprint(model)]
+    first, second = model.model.layers
+    first.mlp, second.mlp = second.mlp, first.mlp
+    seen.append(fingerprint(model))
+    weight = first.self_attn.q_proj.weight
+    rows, columns = weight.shape
+    weight.data = weight.data.as_strided((rows, columns), (1, rows))  # the same memory
     seen.append(fingerprint(model))
     assert len(set(seen)) == len(seen)
 
