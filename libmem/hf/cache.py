@@ -160,7 +160,7 @@ def refuse_unknown(function: str, known: type, options: Mapping[str, object]) ->
         raise TypeError(f"{function}() got an unexpected keyword argument {min(unknown)!r}")
 
 
-def _mapped(prefix: Prefix, windows: list[int], options: MapOptions) -> MappedCache:
+def _mapped(prefix: Prefix, windows: tuple[int, ...], options: MapOptions) -> MappedCache:
     rows = options.get("rows", 1)
     room_tokens = options.get("room_tokens", prefix.tokens + HEADROOM_TOKENS)
     readers = Readers()

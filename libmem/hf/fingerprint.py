@@ -16,49 +16,18 @@ import json
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from blake3 import blake3
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from libmem.abi.errors import Errno, MemError
+from libmem.hf.kinds import relevant
 from libmem.hf.weights import Seen, modules_of, tensors_of
 
 __all__ = ["Identified", "fingerprint", "identify", "refresh"]
-
-_IRRELEVANT: Final = {
-    "_name_or_path",
-    "_attn_implementation",
-    "_attn_implementation_internal",
-    "_commit_hash",
-    "_experts_implementation",
-    "_experts_implementation_internal",
-    "_model_name_or_path",
-    "_output_attentions",
-    "_post_init_done",
-    "architectures",
-    "attn_implementation",
-    "bos_token_id",
-    "chunk_size_feed_forward",
-    "dtype",
-    "eos_token_id",
-    "finetuning_task",
-    "id2label",
-    "label2id",
-    "output_attentions",
-    "output_hidden_states",
-    "pad_token_id",
-    "problem_type",
-    "return_dict",
-    "task_specific_params",
-    "tokenizer_class",
-    "torch_dtype",
-    "transformers_version",
-    "use_cache",
-}
-"""Configuration that no key and no value depends on. What is not listed counts."""
 
 _ADAPTER_STATE: Final = ("active_adapters", "merged_adapters", "disable_adapters", "scaling")
 """Attributes of adapter layers (PEFT) that change what they compute."""
@@ -130,17 +99,8 @@ def _described(model: nn.Module, modules: list[nn.Module]) -> bytes:
         if type(module) in kinds
     ]
     config = getattr(model, "config", None)
-    described = [type(model).__module__, type(model).__qualname__, _relevant(config), adapters]
+    described = [type(model).__module__, type(model).__qualname__, relevant(config), adapters]
     return json.dumps(described, sort_keys=True, default=repr).encode()
-
-
-def _relevant(value: Any) -> Any:
-    # Not `to_dict`: it copies everything, with every question.
-    if isinstance(value, PreTrainedConfig):
-        value = {"model_type": value.model_type, **vars(value)}
-    if isinstance(value, dict):
-        return {str(k): _relevant(v) for k, v in value.items() if k not in _IRRELEVANT}
-    return value
 
 
 def _digest(model: nn.Module, described: bytes) -> str:

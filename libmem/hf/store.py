@@ -234,7 +234,7 @@ def _dtype(held: list[tuple[torch.Tensor, torch.Tensor]]) -> KvDtype:
 
 
 def _runs(
-    held: list[tuple[torch.Tensor, torch.Tensor]], windows: list[int]
+    held: list[tuple[torch.Tensor, torch.Tensor]], windows: tuple[int, ...]
 ) -> tuple[KvLayers, ...]:
     shapes = [
         (keys.shape[0], keys.shape[2], values.shape[2], window)
