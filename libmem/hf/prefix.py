@@ -58,8 +58,11 @@ class _Piece(NamedTuple):
     """A part with the tokens that it serves."""
 
     fd: int
-    header: KvHeader
+    start_token: int
     end_token: int
+    capacity_tokens: int
+    offsets: tuple[tuple[int, int], ...]
+    """For each layer where its keys and its values begin, in bytes."""
 
 
 class Prefix:
@@ -111,7 +114,7 @@ class Prefix:
         """The ids of the tokens, as they are stored in the payload. Errors: EILSEQ, EIO."""
         found: list[int] = []
         for piece in self._pieces:
-            size_bytes = (piece.end_token - piece.header.start) * TOKEN_BYTES
+            size_bytes = (piece.end_token - piece.start_token) * TOKEN_BYTES
             packed = os.pread(piece.fd, size_bytes, 0)
             if len(packed) != size_bytes:
                 raise MemError(Errno.EILSEQ, f"{self.name}: its memory ends early")
@@ -121,13 +124,11 @@ class Prefix:
     def runs(self, layer: int, tokens: int) -> list[Run]:
         """Where the first `tokens` tokens of a layer lie, in order, in whole grains."""
         grain, found = self.grain_tokens, []
-        for fd, header, end_token in self._pieces:
-            if header.start >= tokens:
+        for fd, start, end_token, capacity, offsets in self._pieces:
+            if start >= tokens:
                 break
             ends = -(-min(end_token, tokens) // grain) * grain
-            keys, values = _offsets(header)[layer]
-            capacity = layout_of(header).capacity_tokens
-            found.append(Run(fd, header.start, ends - header.start, capacity, keys, values))
+            found.append(Run(fd, start, ends - start, capacity, *offsets[layer]))
         return found
 
 
@@ -158,7 +159,8 @@ def _pieces(parts: Parts, headers: list[KvHeader], tokens: int) -> list[_Piece]:
             continue
         if header.tokens < end:
             break
-        found.append(_Piece(part.fd, header, end))
+        capacity_tokens = layout_of(header).capacity_tokens
+        found.append(_Piece(part.fd, header.start, end, capacity_tokens, _offsets(header)))
         end = header.start
     if end:
         raise MemError(Errno.EILSEQ, f"{parts.name}: its parts leave a gap before token {end}")
@@ -177,6 +179,5 @@ def _shapes(header: KvHeader) -> tuple[LayerShape, ...]:
 
 @lru_cache
 def _offsets(header: KvHeader) -> tuple[tuple[int, int], ...]:
-    """For each layer where its keys and its values begin, in bytes."""
     firsts = [plane.offset_bytes for plane in planes_of(header) if plane.head == 0]
     return tuple(zip(firsts[::2], firsts[1::2], strict=True))

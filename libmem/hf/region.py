@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, TypeAlias
 
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.kv import KV_PAGE_BYTES
@@ -34,7 +34,9 @@ _VMA_SHARE: Final = 2
 """Regions take at most one in so many of the VMAs that the system allows a process: the rest is
 for its libraries, its threads and its allocator."""
 
-_libc = ctypes.CDLL(None, use_errno=True)
+# PyDLL: hundreds of calls of 5 us each. Giving the GIL up for every one would let each other thread
+# in between them for its 5 ms.
+_libc = ctypes.PyDLL(None)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [
     ctypes.c_void_p,
@@ -53,13 +55,9 @@ _counting = threading.Lock()
 _vmas_held = 0
 
 
-class _Plane(NamedTuple):
-    """One plane's rows of a run: where they lie in the part, and where they go."""
-
-    fd: int
-    source_bytes: int
-    target_bytes: int
-    size_bytes: int
+_Plane: TypeAlias = tuple[int, int, int, int]
+"""One plane's rows of a run: the part's descriptor, where they lie in it, where they go, and how
+many bytes. A plain tuple: there are hundreds, each time."""
 
 
 class Region(mmap.mmap):
@@ -141,7 +139,7 @@ class Region(mmap.mmap):
             start = run.first_token * row_bytes
             for _ in range(self.rows):
                 for head in range(shape.heads):
-                    yield _Plane(run.fd, source + head * pitch, target + start, size_bytes)
+                    yield run.fd, source + head * pitch, target + start, size_bytes
                     target += self.room_tokens * row_bytes
 
     def _reserve_vmas(self, vmas: int) -> bool:
