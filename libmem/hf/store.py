@@ -29,6 +29,7 @@ from libmem.abi.kv import (
     planes_of,
 )
 from libmem.abi.structs import CubeType, Durability, Governance
+from libmem.fill import Fill
 from libmem.hf.cache import CopiedCache, KvClient, MappedCache, refuse_unknown
 from libmem.hf.fingerprint import Identified, identify
 from libmem.hf.kinds import windows_of
@@ -170,25 +171,19 @@ def save_rows(
         governance=options.get("governance"),
     )
     with fill:
-        _write(fill.buffer, rows)
+        _write(fill, rows)
         return fill.seal()
 
 
-def _write(memory: memoryview, rows: Rows) -> None:
-    packed = pack_tokens(rows.token_ids)
-    memory[: len(packed)] = packed
-    header, capacity = rows.header, layout_of(rows.header).capacity_tokens
-    firsts = [plane for plane in planes_of(header) if plane.head == 0]
-    for plane, states in zip(firsts, rows.states, strict=True):
-        heads, tokens, dim = states.shape
-        room = torch.frombuffer(
-            memory,
-            dtype=states.dtype,
-            count=heads * capacity * dim,
-            offset=plane.offset_bytes,
-        ).view(heads, capacity, dim)
-        with torch.no_grad():
-            room[:, :tokens].copy_(states)
+def _write(fill: Fill, rows: Rows) -> None:
+    fill.copy_in(pack_tokens(rows.token_ids))
+    planes = planes_of(rows.header)
+    for states in rows.states:
+        # The heads come first: a zip takes no plane that it has no head for.
+        for head, plane in zip(states.cpu(), planes, strict=False):
+            # numpy has no bfloat16; bytes it has.
+            rows_bytes = head.contiguous().view(torch.uint8).numpy().data
+            fill.copy_in(rows_bytes, plane.offset_bytes)
 
 
 def _refuse_padding(attention_mask: torch.Tensor | None, row: int) -> None:

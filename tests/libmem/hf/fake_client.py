@@ -1,7 +1,6 @@
 """A client without a daemon: cubes are memfds of this process, sealed as the kernel would."""
 
 import fcntl
-import mmap
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,8 +70,10 @@ class FakeFill:
         self._client, self._name, self._options = client, name, options
         self._fd = os.memfd_create("fake", os.MFD_ALLOW_SEALING)
         os.ftruncate(self._fd, size_bytes)
-        self._memory = mmap.mmap(self._fd, size_bytes)
-        self.buffer = memoryview(self._memory)
+
+    def copy_in(self, piece: bytes | memoryview, offset_bytes: int = 0) -> None:
+        assert offset_bytes + memoryview(piece).nbytes <= os.fstat(self._fd).st_size
+        assert os.pwrite(self._fd, piece, offset_bytes) == memoryview(piece).nbytes
 
     def __enter__(self) -> "FakeFill":
         return self
@@ -82,8 +83,6 @@ class FakeFill:
             os.close(self._fd)
 
     def seal(self) -> WriteReply:
-        self.buffer.release()
-        self._memory.close()
         fcntl.fcntl(
             self._fd,
             fcntl.F_ADD_SEALS,
