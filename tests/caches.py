@@ -21,17 +21,20 @@ from libmem.abi.kv import (
 
 __all__ = [
     "INT8",
+    "MODEL",
     "Array",
     "attributes_of",
     "digest_before",
     "header_of",
     "narrowed",
+    "part_of",
     "payload_of",
     "planes",
     "wavy",
 ]
 
 Array = NDArray[Any]
+MODEL = "ab" * 32
 INT8 = KvStored(KvForm.INT8)
 _TYPES = {KvDtype.FLOAT32: "<f4", KvDtype.FLOAT16: "<f2", KvDtype.FLOAT64: "<f8"}
 
@@ -41,7 +44,7 @@ def header_of(
 ) -> KvHeader:
     """Two layers of one head of 64 and 64, unless `layers` says otherwise."""
     run = {"count": 2, "heads": 1, "key_dim": 64, "value_dim": 64, **layers}
-    return KvHeader("ab" * 32, dtype, (KvLayers(**run),), tokens=tokens, stored=stored)
+    return KvHeader(MODEL, dtype, (KvLayers(**run),), tokens=tokens, stored=stored)
 
 
 def attributes_of(header: KvHeader) -> dict[str, Any]:
@@ -52,6 +55,21 @@ def attributes_of(header: KvHeader) -> dict[str, Any]:
 def digest_before(tokens: Sequence[int], start: int) -> str:
     """`KvHeader.before` of a part of these tokens."""
     return digest_of_tokens(pack_tokens(tokens[:start])) if start else ""
+
+
+def part_of(
+    layers: KvLayers, tokens: Sequence[int], start: int = 0, model: str = MODEL
+) -> tuple[KvHeader, bytes]:
+    """Header and payload of what is behind `start`: its token ids, and rows of `k`."""
+    header = KvHeader(
+        model,
+        KvDtype.FLOAT32,
+        (layers,),
+        tokens=len(tokens),
+        start=start,
+        before=digest_before(tokens, start),
+    )
+    return header, pack_tokens(tokens[start:]).ljust(layout_of(header).size_bytes, b"k")
 
 
 def narrowed(values: Array, dtype: KvDtype) -> Array:

@@ -8,29 +8,23 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 
-import msgspec
-
 import libmem
 from libmem import CubeType, Durability
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.kv import (
-    KvDtype,
-    KvHeader,
     KvLayers,
     kv_header,
-    layout_of,
     pack_tokens,
     unpack_tokens,
 )
 from libmem.parts import Part
-from tests.caches import digest_before
+from tests.caches import MODEL, attributes_of, part_of
 from tests.crash.witness import LARGE, State, Witness, state_of
 from tests.e2e.daemon import Daemon
 
 __all__ = ["KvWitness", "witnesses"]
 
-_MODEL = "ab" * 32
-_LAYERS = (KvLayers(count=3, heads=4, key_dim=64, value_dim=64),)
+_LAYERS = KvLayers(count=3, heads=4, key_dim=64, value_dim=64)
 _GRAIN = 16
 _ROOTS = 3
 
@@ -83,15 +77,7 @@ class KvWitness(Witness):
         states: dict[str, set[State]],
         *parents: str,
     ) -> bool:
-        header = KvHeader(
-            _MODEL,
-            KvDtype.FLOAT32,
-            _LAYERS,
-            tokens=len(tokens),
-            start=start,
-            before=digest_before(tokens, start),
-        )
-        payload = pack_tokens(tokens[start:]).ljust(layout_of(header).size_bytes, b"\x77")
+        header, payload = part_of(_LAYERS, tokens, start)
         assert len(payload) >= LARGE, "counted as a page file"
         self._tokens[payload] = tokens
         if parents:
@@ -103,7 +89,7 @@ class KvWitness(Witness):
                 payload,
                 type=CubeType.ACTIVATION,
                 durability=Durability.CACHE if parents else Durability.DURABLE,
-                attributes={"kv": msgspec.to_builtins(header)},
+                attributes=attributes_of(header),
                 parents=parents,
             ),
             states,
@@ -139,12 +125,12 @@ class KvWitness(Witness):
 
     def _verify_prefix(self, client: libmem.Client, payload: State, tokens: list[int]) -> None:
         there = {state for known in (self._roots, self._cached) for (state,) in known.values()}
-        reply = client.find_prefix(_MODEL, pack_tokens(tokens), under=f"/t/{self.number}")
+        reply = client.find_prefix(MODEL, pack_tokens(tokens), under=f"/t/{self.number}")
         if payload in there:
             assert reply.tokens == len(tokens)
         if reply.tokens < len(tokens):
             return
-        with client.map_parts(reply.name, model=_MODEL) as found:
+        with client.map_parts(reply.name, model=MODEL) as found:
             stored = [_stored(part) for part in found.parts]
         assert [token for each in stored for token in each][: len(tokens)] == tokens
 

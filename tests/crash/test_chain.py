@@ -2,42 +2,31 @@
 
 from collections.abc import Callable
 
-import msgspec
 import pytest
 
 import libmem
 from libmem import CubeType, Durability
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.failpoints import EXIT_STATUS
-from libmem.abi.kv import KvDtype, KvHeader, KvLayers, layout_of, pack_tokens
-from tests.caches import digest_before
+from libmem.abi.kv import KvLayers, pack_tokens
+from tests.caches import MODEL, attributes_of, part_of
 from tests.crash.audit import audit
 from tests.e2e.daemon import Daemon, eventually
 
-MODEL = "ab" * 32
-LAYERS = (KvLayers(count=3, heads=4, key_dim=64, value_dim=64),)
+LAYERS = KvLayers(count=3, heads=4, key_dim=64, value_dim=64)
 TOKENS = list(range(40))
 LENGTHS = {"/t/root": 16, "/t/part": 32, "/t/leaf": 40}
 
 
 def write(client: libmem.Client, name: str, base: str = "") -> None:
     """So many tokens, behind those of the base."""
-    start = LENGTHS.get(base, 0)
-    tokens = TOKENS[: LENGTHS[name]]
-    header = KvHeader(
-        MODEL,
-        KvDtype.FLOAT32,
-        LAYERS,
-        tokens=len(tokens),
-        start=start,
-        before=digest_before(tokens, start),
-    )
+    header, payload = part_of(LAYERS, TOKENS[: LENGTHS[name]], LENGTHS.get(base, 0))
     client.write(
         name,
-        pack_tokens(tokens[start:]).ljust(layout_of(header).size_bytes, b"k"),
+        payload,
         type=CubeType.ACTIVATION,
         durability=Durability.CACHE if base else Durability.DURABLE,
-        attributes={"kv": msgspec.to_builtins(header)},
+        attributes=attributes_of(header),
         parents=(base,) if base else (),
     )
 

@@ -3,23 +3,22 @@
 import os
 from collections.abc import Sequence
 
-import msgspec
 import pytest
 
 import libmem
 from libmem import CubeType, Durability
 from libmem.abi.errors import Errno, MemError
-from libmem.abi.kv import KvDtype, KvHeader, KvLayers, layout_of, pack_tokens
+from libmem.abi.kv import KvLayers, pack_tokens
 from libmem.parts import Parts
-from tests.caches import digest_before
+from tests.caches import MODEL, attributes_of, part_of
 from tests.e2e.actor import Actor
 from tests.e2e.daemon import Daemon, eventually, tier
 
-MODEL, OTHER = "ab" * 32, "cd" * 32
-LAYERS = (KvLayers(count=4, heads=3, key_dim=64, value_dim=64),)
+OTHER = "cd" * 32
+LAYERS = KvLayers(count=4, heads=3, key_dim=64, value_dim=64)
 GRAIN = 16
 TOKENS = list(range(3 * GRAIN))
-PART_BYTES = layout_of(KvHeader(MODEL, KvDtype.FLOAT32, LAYERS, tokens=GRAIN)).size_bytes
+PART_BYTES = len(part_of(LAYERS, TOKENS[:GRAIN])[1])
 
 MAPPED = f"""
 parts = client.map_parts("/t/leaf", model={MODEL!r})
@@ -37,19 +36,12 @@ say("gone")
 def write(
     client: libmem.Client, name: str, tokens: Sequence[int], start: int = 0, *parents: str
 ) -> None:
-    header = KvHeader(
-        MODEL,
-        KvDtype.FLOAT32,
-        LAYERS,
-        tokens=len(tokens),
-        start=start,
-        before=digest_before(tokens, start),
-    )
+    header, payload = part_of(LAYERS, tokens, start)
     client.write(
         name,
-        pack_tokens(tokens[start:]).ljust(layout_of(header).size_bytes, b"k"),
+        payload,
         type=CubeType.ACTIVATION,
-        attributes={"kv": msgspec.to_builtins(header)},
+        attributes=attributes_of(header),
         parents=parents,
     )
 
@@ -182,16 +174,14 @@ def test_descriptors_are_not_inherited_by_children(chain: libmem.Client) -> None
 
 
 def test_a_part_cannot_be_durable(chain: libmem.Client) -> None:
-    header = KvHeader(
-        MODEL, KvDtype.FLOAT32, LAYERS, tokens=2 * GRAIN, start=GRAIN, before="0" * 64
-    )
+    header, payload = part_of(LAYERS, TOKENS[: 2 * GRAIN], GRAIN)
     with pytest.raises(MemError) as refused:
         chain.write(
             "/t/part",
-            bytes(layout_of(header).size_bytes),
+            payload,
             type=CubeType.ACTIVATION,
             durability=Durability.DURABLE,
-            attributes={"kv": msgspec.to_builtins(header)},
+            attributes=attributes_of(header),
             parents=("/t/root",),
         )
     assert refused.value.errno is Errno.EINVAL

@@ -4,14 +4,12 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
-
 from libmem.abi import calls as c
-from libmem.abi.kv import KvDtype, KvHeader, KvLayers, layout_of, pack_tokens
+from libmem.abi.kv import KvHeader, KvLayers, pack_tokens
 from libmem.abi.structs import CubeType
 from memosd.kernel.ledger import Ledger
 from memosd.kernel.prefixes import Prefixes
-from tests.caches import digest_before
+from tests.caches import MODEL, attributes_of, part_of
 from tests.kernel.world import Client, World
 
 __all__ = [
@@ -28,30 +26,20 @@ __all__ = [
     "write",
 ]
 
-MODEL = "ab" * 32
 OTHER_MODEL = "cd" * 32
-LAYERS = (KvLayers(count=1, heads=1, key_dim=256, value_dim=256),)
+LAYERS = KvLayers(count=1, heads=1, key_dim=256, value_dim=256)
 GRAIN = 4
 """Rows of 256 float32 that fill a page."""
 
 
 def kv(tokens: Sequence[int], start: int = 0, model: str = MODEL) -> tuple[KvHeader, bytes]:
     """A header and its payload, for the tokens behind `start`: 12 KiB for each grain or less."""
-    header = KvHeader(
-        model,
-        KvDtype.FLOAT32,
-        LAYERS,
-        tokens=len(tokens),
-        start=start,
-        before=digest_before(tokens, start),
-    )
-    packed = pack_tokens(tokens[start:])
-    return header, packed.ljust(layout_of(header).size_bytes, b"\x55")
+    return part_of(LAYERS, tokens, start, model)
 
 
 def fields_of(header: KvHeader) -> dict[str, Any]:
     """Type and attributes of a write."""
-    return {"type": CubeType.ACTIVATION, "attributes": {"kv": msgspec.to_builtins(header)}}
+    return {"type": CubeType.ACTIVATION, "attributes": attributes_of(header)}
 
 
 def write(

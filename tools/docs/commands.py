@@ -97,7 +97,9 @@ def render_bench(version: str) -> str:
     page = Page("memos-bench", 1, version)
     parser = bench._parser()
     _open(page, "memos-bench", "measure memosd against a peer or physical limit")
-    page.synopsis("memos-bench", "NAME [--json] [--quick] [--cubes N] [--dir DIR]")
+    page.synopsis(
+        "memos-bench", "NAME [--json] [--quick] [--cubes N] [--quantise int8] [--dir DIR]"
+    )
     page.section("Description")
     page.text(f"{parser.description} Each benchmark starts a daemon of its own, in a directory of "
               "its own, and removes both. NAME is one of these:")  # fmt: skip
