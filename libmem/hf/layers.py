@@ -128,11 +128,12 @@ class MappedLayer(DynamicLayer):  # its __init_subclass__
         region = self._opened()
         if used + new > region.room_tokens:
             self._move(used + new + max(HEADROOM_TOKENS, used // 2))
+        keys, values = self._views(used + new)
         with torch.no_grad():
-            self._key_room.narrow(2, used, new).copy_(key_states)
-            self._value_room.narrow(2, used, new).copy_(value_states)
-        self._show(used + new)
-        return self.keys, self.values
+            keys.narrow(2, used, new).copy_(key_states)
+            values.narrow(2, used, new).copy_(value_states)
+        self.keys, self.values = keys, values
+        return keys, values
 
     def get_seq_length(self) -> int:
         return self.keys.shape[-2] if self.is_initialized else 0
@@ -181,7 +182,7 @@ class MappedLayer(DynamicLayer):  # its __init_subclass__
         """Forget everything, the prefix too."""
         super().reset()
         self._region = self._source = None
-        self._key_room = self._value_room = torch.empty(0)
+        self._memory = torch.empty(0)
         self.shared_tokens = 0
 
     def offload(self) -> None:
@@ -201,12 +202,14 @@ class MappedLayer(DynamicLayer):  # its __init_subclass__
                 Errno.EOPNOTSUPP,
                 "a mapped cache keeps values, not gradients: call the model under torch.no_grad()",
             )
-        for new, room in ((key_states, self._key_room), (value_states, self._value_room)):
-            expected = (*room.shape[:2], new.shape[-2], room.shape[-1])
-            if new.shape != expected or new.dtype != room.dtype:
+        region = self._opened()
+        heads, key_dim, value_dim, _ = region.shape
+        for new, dim in ((key_states, key_dim), (value_states, value_dim)):
+            expected = (region.rows, heads, new.shape[-2], dim)
+            if new.shape != expected or new.dtype != self.dtype:
                 raise MemError(
                     Errno.EINVAL,
-                    f"this cache takes {expected} of {room.dtype}, "
+                    f"this cache takes {expected} of {self.dtype}, "
                     f"not {tuple(new.shape)} of {new.dtype}; rows= says how many rows to map",
                 )
 
@@ -219,33 +222,34 @@ class MappedLayer(DynamicLayer):  # its __init_subclass__
             region.place(self._source.prefix, self._source.layer, self.shared_tokens)
         # Tensors made in inference mode could not be written to outside of it.
         with torch.inference_mode(False):
-            flat = torch.frombuffer(region, dtype=self.dtype, count=len(region) // shape.item_bytes)
-            self._key_room, self._value_room = (
-                flat.as_strided(
-                    (rows, shape.heads, room_tokens, dim),
-                    (shape.heads * room_tokens * dim, room_tokens * dim, dim, 1),
-                    start,
-                )
-                for start, dim in (
-                    (0, shape.key_dim),
-                    (region.values_offset_bytes // shape.item_bytes, shape.value_dim),
-                )
-            )
+            items = len(region) // shape.item_bytes
+            self._memory = torch.frombuffer(region, dtype=self.dtype, count=items)
         self._region = region
 
     def _show(self, used: int) -> None:
-        self.keys = self._key_room.narrow(2, 0, used)
-        self.values = self._value_room.narrow(2, 0, used)
+        self.keys, self.values = self._views(used)
+
+    def _views(self, used: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of the first `used` tokens."""
+        region = self._opened()
+        heads, key_dim, value_dim, item_bytes = region.shape
+
+        def first(dim: int, start: int) -> torch.Tensor:
+            pitch = region.room_tokens * dim
+            shape = (region.rows, heads, used, dim)
+            return self._memory.as_strided(shape, (heads * pitch, pitch, dim, 1), start)
+
+        return first(key_dim, 0), first(value_dim, region.values_offset_bytes // item_bytes)
 
     def _move(self, room_tokens: int, index: torch.Tensor | None = None) -> None:
         """To a new region of other room or rows: the prefix is mapped again, the rest copied."""
         keys, values, used = self.keys, self.values, self.get_seq_length()
         rows = keys.shape[0] if index is None else len(index)
         self._open(self._opened().shape, rows, room_tokens)
+        self._show(used)
         shared = self.shared_tokens
         with torch.no_grad():
-            for old, room in ((keys, self._key_room), (values, self._value_room)):
+            for old, new in ((keys, self.keys), (values, self.values)):
                 behind = old[:, :, shared:]
                 moved = behind if index is None else behind.index_select(0, index)
-                room.narrow(2, shared, used - shared).copy_(moved)
-        self._show(used)
+                new[:, :, shared:].copy_(moved)
