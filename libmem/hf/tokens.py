@@ -41,7 +41,7 @@ def ids_of_all(token_ids: TokenIds, tokens: int) -> list[int]:
         return list(token_ids[:tokens])
     _require_ids(token_ids)
     first = token_ids[..., :tokens].reshape(-1, min(tokens, token_ids.shape[-1]))
-    if bool((first != first[:1]).any()):
+    if len(first) > 1 and bool((first != first[:1]).any()):
         raise MemError(Errno.EINVAL, "the rows of this batch do not begin with the same tokens")
     return first[0].tolist()
 
