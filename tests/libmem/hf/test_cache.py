@@ -40,6 +40,24 @@ def stored(client: FakeClient, model: PreTrainedModel, tokens: int = TOKENS) -> 
     return cache
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("is_turned", [False, True])
+def test_rows_are_stored_as_they_are(
+    cubes: FakeClient, dtype: torch.dtype, is_turned: bool
+) -> None:
+    """Whether the rows of a head lie behind one another or not."""
+    model = make_model("llama").to(dtype)
+    cache = full_cache(model, prompt(TOKENS))
+    if is_turned:
+        for layer in cache.layers:
+            layer.keys = layer.keys.transpose(2, 3).contiguous().transpose(2, 3)
+    libmem.hf.save_cache(cubes, "/kv/a", model, cache, prompt(TOKENS), tokens=TOKENS - 3)
+    again = mapped(cubes, "/kv/a", model)
+    for layer, other in zip(cache.layers, again.layers, strict=True):
+        assert torch.equal(layer.keys[:, :, :-3], other.keys)
+        assert torch.equal(layer.values[:, :, :-3], other.values)
+
+
 def errno_of(call: Any, *args: Any, **options: Any) -> Errno:
     with pytest.raises(MemError) as caught:
         call(*args, **options)
