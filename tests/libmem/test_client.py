@@ -2,7 +2,6 @@
 
 import math
 import threading
-from array import array
 from collections.abc import Callable
 from typing import Any, get_type_hints
 
@@ -27,13 +26,6 @@ def test_what_is_written_is_read(client: libmem.Client) -> None:
     assert client.read("/notes/a") == "größer".encode()
     stat = client.stat("/notes/a")
     assert (stat.type, stat.size_bytes) == (CubeType.PLAINTEXT, 8)
-
-
-def test_memory_is_filled_piece_by_piece(client: libmem.Client) -> None:
-    with client.create("/notes/pieces", 16) as fill:
-        fill.copy_in(memoryview(array("H", [0x6261, 0x6463])), 8)
-        fill.copy_in(b"first")
-    assert client.read("/notes/pieces") == b"first\0\0\0abcd".ljust(16, b"\0")
 
 
 def test_a_large_payload_goes_through_memory(client: libmem.Client, daemon: FakeDaemon) -> None:

@@ -2,6 +2,7 @@
 
 import gc
 import mmap
+from array import array
 from collections.abc import Callable
 
 import numpy as np
@@ -77,6 +78,13 @@ def test_an_array_that_does_not_fit_is_refused(
     with pytest.raises(MemError) as raised:
         mapping.numpy(dtype, shape, offset_bytes)
     assert raised.value.errno is Errno.EINVAL
+
+
+def test_memory_is_filled_piece_by_piece(client: libmem.Client) -> None:
+    with client.create("/a/pieces", 16) as fill:
+        fill.copy_in(memoryview(array("H", [0x6261, 0x6463])), 8)
+        fill.copy_in(b"first")
+    assert client.read("/a/pieces") == b"first\0\0\0abcd".ljust(16, b"\0")
 
 
 def test_closing_waits_for_the_views(mapping: libmem.Mapping, daemon: FakeDaemon) -> None:

@@ -69,7 +69,7 @@ def assert_same(mapped: MappedLayer, own: DynamicLayer) -> None:
         assert torch.equal(mapped.values, own.values)
 
 
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)
 @given(
     operations=OPERATIONS,
     tokens=st.integers(0, 150),
