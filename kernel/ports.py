@@ -6,13 +6,20 @@ as descriptors of host memory (memfds), so that a tier over a GPU or a network n
 road.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, Protocol, TypeVar
 
 from libmem.abi.digest import Manifest
-from libmem.abi.index import IndexDocument, IndexHit
+from libmem.abi.index import (
+    IndexCounts,
+    IndexDocument,
+    IndexHit,
+    IndexPassage,
+    IndexQuestion,
+    IndexVectors,
+)
 from libmem.abi.prefix import Base, Prefix
-from libmem.abi.structs import CubeType, Descriptive, Durability
+from libmem.abi.structs import CubeType, Descriptive, Durability, Understood
 from memosd.kernel.wait import Completion
 
 __all__ = [
@@ -25,8 +32,13 @@ __all__ = [
     "Frame",
     "FrameTier",
     "Index",
+    "IndexCounts",
     "IndexDocument",
     "IndexHit",
+    "IndexPassage",
+    "IndexPlan",
+    "IndexQuestion",
+    "IndexVectors",
     "Io",
     "PayloadKey",
     "Prefix",
@@ -289,14 +301,23 @@ class Driver(Protocol):
         ...
 
 
+class IndexPlan(Protocol):
+    """A search under way: what `plan` made of a question, for the calls that follow."""
+
+    understood: Understood
+
+
 class Index(Protocol):
-    """A lexical index: derived state, stamped with the log sequence it reflects.
+    """How texts are found: derived state, stamped with the log sequence it reflects.
 
     All calls come from one thread, its own. A document replaces the one with the same id.
-    Statistics (document frequencies) never cross from one namespace into another.
+    Statistics (document frequencies) never cross from one namespace into another, nor from what a
+    caller may not read into what it may.
     """
 
     name: str
+    counts: IndexCounts
+    """Replaced as a whole; the kernel thread may look."""
 
     def open(self) -> int:
         """Open or make it; return its stamp, 0 when it is new or had to be discarded."""
@@ -308,8 +329,30 @@ class Index(Protocol):
         """Removals first, then documents, then the stamp, in one transaction."""
         ...
 
-    def search(self, query: str, namespaces: Mapping[int, str], limit: int) -> list[IndexHit]:
-        """Best first over the given namespaces, each with the subtree prefix names must have."""
+    def plan(self, question: IndexQuestion) -> IndexPlan:
+        """What the query means: whom and when it names, and the text that is left of it."""
+        ...
+
+    def match(self, plan: IndexPlan) -> None:
+        """Find by words; the plan keeps what was found. May come while a vector is waited for."""
+        ...
+
+    def rank(self, plan: IndexPlan, vector: IndexVectors | None) -> list[IndexHit]:
+        """Best first. `vector`: of `plan.understood.text`; None, or of another model than the
+        passages': words decide. `apply` may have come since `plan`."""
+        ...
+
+    def waiting(self, limit: int, characters: int, skip: Set[int]) -> list[IndexPassage]:
+        """Passages without vectors of `counts.model`, at most so many, of all namespaces in turn,
+        but those that the caller has in hand; the first of any length."""
+        ...
+
+    def keep(self, vectors: Mapping[int, IndexVectors]) -> None:
+        """Keep vectors by passage; what is gone meanwhile is passed over. Durable in its time."""
+        ...
+
+    def use_model(self, model: str) -> None:
+        """Vectors of any other model are not compared from now on, and wait to be replaced."""
         ...
 
     def clear(self) -> None: ...

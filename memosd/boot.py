@@ -17,7 +17,7 @@ from libmem.abi.paths import FD_SOCKET
 from memosd.config import Config
 from memosd.descriptors import Descriptors, share_out
 from memosd.drivers.activation.top import ActivationDriver
-from memosd.drivers.plaintext.index import LexicalIndex
+from memosd.drivers.recall.index import LexicalIndex
 from memosd.drivers.store import LmdbStore
 from memosd.drivers.table import DRIVERS, TopHalf
 from memosd.drivers.tiers.disk import DiskTier

@@ -12,6 +12,7 @@ import msgspec
 
 __all__ = [
     "Advice",
+    "Beside",
     "Behaviour",
     "CubeType",
     "Decision",
@@ -24,13 +25,17 @@ __all__ = [
     "Hit",
     "NamespaceStat",
     "Quota",
+    "RecallStat",
+    "SearchMode",
     "Sensitivity",
     "SessionStat",
     "Stat",
     "StoredForm",
     "TierStat",
     "TierName",
+    "Understood",
     "Usage",
+    "WorkerStat",
 ]
 
 
@@ -70,6 +75,17 @@ class Advice(StrEnum):
     SEQUENTIAL = "sequential"
 
 
+class SearchMode(StrEnum):
+    """By what a search ranks."""
+
+    HYBRID = "hybrid"
+    """Words, meaning, and what is known of each memory; docs/recall.md."""
+    WORDS = "words"
+    """BM25 of the query's words alone."""
+    MEANING = "meaning"
+    """The cosine of the query's vector and a passage's alone."""
+
+
 class Sensitivity(StrEnum):
     """How carefully a memory is to be handled; recorded and shown, for policies to act on."""
 
@@ -94,7 +110,14 @@ class Descriptive(Value, frozen=True):
     event_time_ns: int = 0
     valid_from_ns: int = 0
     valid_to_ns: int = 0
+    """From this time on it no longer holds; 0: it still does."""
     tags: tuple[str, ...] = ()
+    session: str = ""
+    """The conversation, document or file that it is a piece of, one of its namespace's."""
+    position: int = 0
+    """Its place in there: the pieces at `position - 1` and `position + 1` stand beside it."""
+    superseded_by: str = ""
+    """Id, in hexadecimal, of the cube that took its place; the kernel writes it."""
 
 
 class Governance(Value, frozen=True):
@@ -265,6 +288,16 @@ class Decision(Value, frozen=True):
     numbers: dict[str, int | float | str] = {}
 
 
+class Beside(Value, frozen=True):
+    """A passage next to a hit: of the same cube, or of its neighbour in the session."""
+
+    name: str
+    distance: int
+    """-1: right before the hit; 1: right after it."""
+    text: str
+    producer: str = ""
+
+
 class Hit(Value, frozen=True):
     """One search result."""
 
@@ -276,7 +309,48 @@ class Hit(Value, frozen=True):
     snippet: str = ""
     """A passage around the matched words, which stand between U+0002 and U+0003."""
     signals: dict[str, float] = {}
-    """What the score was made of, e.g. {"bm25": 7.3}."""
+    """What the score was made of, e.g. {"bm25": 7.3}; docs/recall.md says what each means."""
+    tokens: int = 0
+    """About how many tokens of a language model its passage and those beside it take."""
+    beside: tuple[Beside, ...] = ()
+    """The passages around it in order, where the request asked for them."""
+
+
+class Understood(Value, frozen=True):
+    """What of a query was taken for more than words."""
+
+    text: str
+    """What was looked for by its words and its meaning."""
+    producers: tuple[str, ...] = ()
+    """Whom the query names."""
+    days: tuple[tuple[int, int], ...] = ()
+    """Spans of time that it names: first and last ns since the epoch, inclusive."""
+
+
+class RecallStat(Value, frozen=True):
+    """How far the vectors behind `search` are."""
+
+    embedder: str = ""
+    """Fingerprint of the model whose vectors are compared; empty: words alone are."""
+    passages: int = 0
+    waiting: int = 0
+    """Of them, how many have no vector of that model yet."""
+    problem: str = ""
+    """Why no vectors are made, for people; empty when all is well."""
+
+
+class WorkerStat(Value, frozen=True):
+    """One process that does the kernel's work with models."""
+
+    pid: int
+    state: str
+    """`starting`, `idle`, `busy`, or `waiting` to be started again."""
+    jobs: int
+    """Done since it started."""
+    rss_bytes: int
+    restarts: int
+    problem: str = ""
+    """Why the last one ended, where it did not end in order."""
 
 
 class Finding(Value, frozen=True):

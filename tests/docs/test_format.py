@@ -33,7 +33,7 @@ from libmem.abi.structs import (
     StoredForm,
 )
 from libmem.abi.wire import FdTag, encode, encode_error, encode_reply, encode_request
-from memosd.drivers.plaintext.index import LexicalIndex
+from memosd.drivers.recall.index import LexicalIndex
 from memosd.drivers.tiers.disk import DiskTier
 from memosd.drivers.tiers.ram import RamTier
 from memosd.kernel.rows import (

@@ -73,6 +73,7 @@ from libmem.abi.calls.space import (
     SetQuota,
     StatNamespace,
 )
+from libmem.abi.calls.work import FinishJob, JobReply, TakeJob
 
 __all__ = [
     "AbortCube",
@@ -89,6 +90,7 @@ __all__ = [
     "Explain",
     "ExplainReply",
     "FindPrefix",
+    "FinishJob",
     "Fsck",
     "FsckReply",
     "Hello",
@@ -97,6 +99,7 @@ __all__ = [
     "HistoryReply",
     "Info",
     "InfoReply",
+    "JobReply",
     "ListSessions",
     "ListSessionsReply",
     "Log",
@@ -127,6 +130,7 @@ __all__ = [
     "StatCube",
     "StatNamespace",
     "Sync",
+    "TakeJob",
     "UnlinkCube",
     "UnlinkReply",
     "UnpinCube",

@@ -44,6 +44,8 @@ class CreateCube(Call[CreateReply], frozen=True):
     """None: whatever is there. 0: nothing may be there. N: exactly version N."""
     durability: Durability | None = None
     """None: the type's own default."""
+    supersedes: tuple[str, ...] = ()
+    """Cubes that are valid no longer than this one's `valid_from_ns`, or this moment."""
 
 
 class WriteReply(Value, frozen=True):
@@ -72,6 +74,7 @@ class WriteCube(Call[WriteReply], frozen=True):
     parents: tuple[str, ...] = ()
     expected_version: int | None = None
     durability: Durability | None = None
+    supersedes: tuple[str, ...] = ()
 
 
 class ReadReply(Value, frozen=True):

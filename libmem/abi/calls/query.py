@@ -1,7 +1,7 @@
 """Requests that look at many cubes: search, prefixes, watch, fsck."""
 
 from libmem.abi.calls.base import Call
-from libmem.abi.structs import CubeType, Event, Finding, Hit, Value
+from libmem.abi.structs import CubeType, Event, Finding, Hit, SearchMode, Understood, Value
 
 __all__ = [
     "FindPrefix",
@@ -17,6 +17,9 @@ __all__ = [
 
 class SearchReply(Value, frozen=True):
     hits: tuple[Hit, ...]
+    understood: Understood | None = None
+    notice: str = ""
+    """What the ranking had to do without, for people: `ranked by words alone: ...`."""
 
 
 class Search(Call[SearchReply], frozen=True):
@@ -24,6 +27,30 @@ class Search(Call[SearchReply], frozen=True):
     under: str = "/"
     k: int = 10
     types: tuple[CubeType, ...] = ()
+    mode: SearchMode = SearchMode.HYBRID
+    semantic_types: tuple[str, ...] = ()
+    producers: tuple[str, ...] = ()
+    sessions: tuple[str, ...] = ()
+    event_from_ns: int = 0
+    event_to_ns: int = 0
+    """Only what happened in between, both ends included; 0: no end. With either, memories without
+    an event time are left out."""
+    as_of_ns: int = 0
+    """Only what was valid at this time; 0: now; -1: whatever was ever valid."""
+    now_ns: int = 0
+    """From when `last May` or `yesterday` count; 0: from the newest event time that is searched."""
+    budget_tokens: int = 0
+    """As many of the best as fit, in about so many tokens of a language model; `k` still holds."""
+    beside: int = 0
+    """Passages to show before and after each hit."""
+    recency: float = 0.0
+    """What a memory of this moment gains over an old one; a perfect match is 1.0."""
+    half_life_s: float = 2_592_000.0
+    """The age at which half of that is left: 30 days."""
+    importance: float = 0.0
+    """What priority 100 gains over priority 0."""
+    wait_ms: int = 2000
+    """How long to wait for the query's vector; after that words alone decide."""
 
 
 class PrefixReply(Value, frozen=True):

@@ -3,7 +3,7 @@
 import msgspec
 
 from libmem.abi.calls.base import Call, Done
-from libmem.abi.structs import Decision, SessionStat, TierStat, Value
+from libmem.abi.structs import Decision, RecallStat, SessionStat, TierStat, Value, WorkerStat
 
 __all__ = [
     "Batch",
@@ -65,6 +65,8 @@ class InfoReply(Value, frozen=True):
     indexer: str
     notices: tuple[str, ...] = ()
     """What the administrator should know: quarantined cubes, a rebuilding index, ..."""
+    recall: RecallStat = RecallStat()
+    workers: tuple[WorkerStat, ...] = ()
 
 
 class Info(Call[InfoReply], frozen=True):

@@ -2,9 +2,9 @@
 
 import pytest
 
-from memosd.drivers.plaintext.index import LexicalIndex
-from memosd.drivers.plaintext.query import PASSAGES_SCORED, WORDS_MAX, Pass, passes
-from tests.drivers.plaintext.lexicon import document, ids, write
+from memosd.drivers.recall.index import LexicalIndex
+from memosd.drivers.recall.query import PASSAGES_SCORED, WORDS_MAX, Pass, passes
+from tests.drivers.recall.lexicon import document, ids, write
 
 MANY = PASSAGES_SCORED + 1
 
@@ -32,8 +32,8 @@ def test_of_many_common_words_the_rarest_count() -> None:
 @pytest.fixture
 def two_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     """A search scores two passages in each pass."""
-    monkeypatch.setattr("memosd.drivers.plaintext.query.PASSAGES_SCORED", 2)
-    monkeypatch.setattr("memosd.drivers.plaintext.ranking.PASSAGES_SCORED", 2)
+    monkeypatch.setattr("memosd.drivers.recall.query.PASSAGES_SCORED", 2)
+    monkeypatch.setattr("memosd.drivers.recall.ranking.PASSAGES_SCORED", 2)
 
 
 def fill(index: LexicalIndex) -> None:
@@ -74,7 +74,7 @@ def test_a_subtree_is_searched_before_the_bound_applies(index: LexicalIndex) -> 
 def test_frequencies_are_looked_up_again_when_much_has_changed(
     index: LexicalIndex, two_at_most: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("memosd.drivers.plaintext.index._REPLAN_AFTER", 3)
+    monkeypatch.setattr("memosd.drivers.recall.index._REPLAN_AFTER", 3)
     write(index, a="common", b="common", c="common")
     assert ids(index, "common", limit=1) == ["c"]
     index.apply(2, [], [b"b", b"c"])

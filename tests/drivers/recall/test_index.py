@@ -7,9 +7,9 @@ import pytest
 
 from libmem.abi.errors import Errno
 from libmem.abi.index import HIT_END, HIT_START
-from memosd.drivers.plaintext.index import LexicalIndex
+from memosd.drivers.recall.index import LexicalIndex
 from tests.drivers.memory import raises
-from tests.drivers.plaintext.lexicon import document, ids, write
+from tests.drivers.recall.lexicon import document, ids, write
 
 
 def marked(snippet: str) -> list[str]:
@@ -55,7 +55,7 @@ def test_only_the_given_namespaces_are_searched(index: LexicalIndex) -> None:
 def test_a_prefix_is_a_subtree(
     index: LexicalIndex, monkeypatch: pytest.MonkeyPatch, small: int
 ) -> None:
-    monkeypatch.setattr("memosd.drivers.plaintext.ranking._SMALL_SUBTREE", small)
+    monkeypatch.setattr("memosd.drivers.recall.ranking._SMALL_SUBTREE", small)
     names = ["/n/a", "/n/a/x", "/n/a/x/y", "/n/ab", "/n/a-b", "/n/a b/c", "/n", "/n/b/a", "/n/a0"]
     cubes = [document(name, "heron " * 3000, name=name) for name in names]
     index.apply(1, cubes, [])
@@ -68,14 +68,14 @@ def test_a_prefix_is_a_subtree(
 def test_of_a_subtree_of_long_texts_no_long_list_is_made(
     index: LexicalIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("memosd.drivers.plaintext.ranking._SMALL_SUBTREE", 20)
+    monkeypatch.setattr("memosd.drivers.recall.ranking._SMALL_SUBTREE", 20)
     listed: list[int] = []
 
     def dumps(passages: list[int]) -> str:
         listed.append(len(passages))
         return json.dumps(passages)
 
-    monkeypatch.setattr("memosd.drivers.plaintext.ranking.json", SimpleNamespace(dumps=dumps))
+    monkeypatch.setattr("memosd.drivers.recall.ranking.json", SimpleNamespace(dumps=dumps))
     long = "heron " * 5000  # 16 passages
     index.apply(1, [document(n, long, name=f"/n/{n}/x") for n in "ab"], [])
     assert ids(index, "heron", {1: "/n/a"}) == ["a"]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from libmem.abi.index import IndexDocument
-from memosd.drivers.plaintext.index import LexicalIndex
+from memosd.drivers.recall.index import LexicalIndex
 
 __all__ = ["document", "ids", "stored", "write"]
 

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memosd.drivers.plaintext.index import LexicalIndex
-from memosd.drivers.plaintext.passages import PASSAGE_CHARS, cut, shown
-from tests.drivers.plaintext.lexicon import ids, write
+from memosd.drivers.recall.index import LexicalIndex
+from memosd.drivers.recall.passages import PASSAGE_CHARS, cut, shown
+from tests.drivers.recall.lexicon import ids, write
 
 
 @pytest.mark.parametrize(

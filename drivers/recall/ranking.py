@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 import apsw
 
 from libmem.abi.index import IndexHit
-from memosd.drivers.plaintext.query import (
+from memosd.drivers.recall.query import (
     PASSAGES_SCORED,
     TOKENIZER,
     WORDS_MAX,
@@ -20,7 +20,7 @@ from memosd.drivers.plaintext.query import (
     passes,
     terms_of,
 )
-from memosd.drivers.plaintext.snippet import snippet
+from memosd.drivers.recall.snippet import snippet
 
 __all__ = ["Ranking"]
 

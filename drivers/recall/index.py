@@ -24,9 +24,9 @@ import apsw
 from libmem.abi import failpoints
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.index import IndexDocument, IndexHit
-from memosd.drivers.plaintext.documents import DocumentRows
-from memosd.drivers.plaintext.ranking import Ranking
-from memosd.drivers.plaintext.scrub import empty_log, log_bytes
+from memosd.drivers.recall.documents import DocumentRows
+from memosd.drivers.recall.ranking import Ranking
+from memosd.drivers.recall.scrub import empty_log, log_bytes
 
 __all__ = ["LexicalIndex"]
 

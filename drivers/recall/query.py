@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, islice
 from typing import Final, NamedTuple
 
-from memosd.drivers.plaintext.passages import SPACELESS, spaced
+from memosd.drivers.recall.passages import SPACELESS, spaced
 
 __all__ = [
     "PASSAGES_SCORED",

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from libmem.abi.index import IndexDocument
-from memosd.drivers.plaintext.index import LexicalIndex
+from memosd.drivers.recall.index import LexicalIndex
 
 WORDS = ["heron", "stork", "otter", "Ärger", "机器", "naïve", "running"]
 CUBES = [bytes([n]) * 16 for n in range(6)]

@@ -8,8 +8,8 @@ from collections.abc import Sequence, Set
 from typing import Final
 
 from libmem.abi.index import HIT_END, HIT_START
-from memosd.drivers.plaintext.passages import SEPARATOR, shown
-from memosd.drivers.plaintext.query import Tokenizer
+from memosd.drivers.recall.passages import SEPARATOR, shown
+from memosd.drivers.recall.query import Tokenizer
 
 __all__ = ["snippet"]
 

@@ -12,8 +12,8 @@ from typing import Any, Final, NamedTuple
 import apsw
 
 from libmem.abi.index import IndexDocument
-from memosd.drivers.plaintext.passages import cut
-from memosd.drivers.plaintext.query import TOKENIZER
+from memosd.drivers.recall.passages import cut
+from memosd.drivers.recall.query import TOKENIZER
 
 __all__ = ["DocumentRows"]
 

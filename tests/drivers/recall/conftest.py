@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from memosd.drivers.plaintext.index import LexicalIndex
+from memosd.drivers.recall.index import LexicalIndex
 
 
 @pytest.fixture

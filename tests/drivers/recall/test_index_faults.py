@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from libmem.abi import failpoints
 from libmem.abi.errors import Errno
 from libmem.abi.index import IndexDocument
-from memosd.drivers.plaintext.index import LexicalIndex
+from memosd.drivers.recall.index import LexicalIndex
 from tests.drivers.memory import python, raises
-from tests.drivers.plaintext.lexicon import document, ids, stored, write
+from tests.drivers.recall.lexicon import document, ids, stored, write
 
 # -- residue -----------------------------------------------------------------------------------
 
@@ -117,7 +117,7 @@ def test_erasing_is_finished_after_a_crash(path: Path) -> None:
     index.close()
     program = (
         "import sys; from pathlib import Path; "
-        "from memosd.drivers.plaintext.index import LexicalIndex\n"
+        "from memosd.drivers.recall.index import LexicalIndex\n"
         "index = LexicalIndex(Path(sys.argv[1])); index.open(); index.apply(2, [], [b'7'])"
     )
     crashed = python(program, str(path), failpoints="index.commit.after=exit")
@@ -134,7 +134,7 @@ _APPLY = """
 import sys
 from pathlib import Path
 from libmem.abi.index import IndexDocument
-from memosd.drivers.plaintext.index import LexicalIndex
+from memosd.drivers.recall.index import LexicalIndex
 index = LexicalIndex(Path(sys.argv[1]))
 index.open()
 for stamp in (5, 6):

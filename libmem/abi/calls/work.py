@@ -1,0 +1,28 @@
+"""Requests by which worker processes get and return their work."""
+
+from libmem.abi.calls.base import Call, Done
+from libmem.abi.jobs import JobClass
+from libmem.abi.structs import Value
+
+__all__ = ["FinishJob", "JobReply", "TakeJob"]
+
+
+class JobReply(Value, frozen=True):
+    """`id` is 0 where there was nothing to do in time."""
+
+    id: int = 0
+    job_class: JobClass = JobClass.QUERY
+    body: bytes = b""
+
+
+class TakeJob(Call[JobReply], frozen=True):
+    classes: tuple[JobClass, ...] = tuple(JobClass)
+    timeout_ms: int = 0
+
+
+class FinishJob(Call[Done], frozen=True):
+    id: int
+    body: bytes = b""
+    errno: int = 0
+    """Not 0: it failed, and `message` says why."""
+    message: str = ""

@@ -1,0 +1,42 @@
+"""What the kernel asks of a worker process: classes of jobs, and their bodies on the wire.
+
+Owned by the contract because the kernel makes these, a worker answers them, and neither imports
+the other. A body is one of these structs in msgpack, inside `JobReply.body` and `FinishJob.body`.
+"""
+
+from enum import StrEnum
+
+from libmem.abi.structs import Value
+
+__all__ = ["EmbedRequest", "EmbedResult", "JobClass"]
+
+
+class JobClass(StrEnum):
+    """What a job is, and before which others it goes: the first row goes first."""
+
+    QUERY = "query"
+    """A vector that somebody waits for. EmbedRequest -> EmbedResult."""
+    EMBED = "embed"
+    """Vectors of stored passages, in the background. EmbedRequest -> EmbedResult."""
+
+
+class EmbedRequest(Value, frozen=True):
+    """Texts to be embedded; any length, what exceeds the model's window is cut off."""
+
+    texts: tuple[str, ...]
+    has_pieces: bool = True
+    """Sentences too; a query needs the whole alone."""
+
+
+class EmbedResult(Value, frozen=True):
+    """Unit vectors.
+
+    Shape: `vectors` are float32, little endian, [rows, dimensions]; of each text the whole first,
+    then its sentences; `pieces` says how many sentences each text has (0: it is one itself).
+    """
+
+    model: str
+    """Fingerprint of the embedder: 64 hexadecimal digits. Vectors of two are not comparable."""
+    dimensions: int
+    pieces: tuple[int, ...]
+    vectors: bytes
