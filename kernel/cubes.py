@@ -114,6 +114,14 @@ class Cubes:
         space = self._namespaces.get(namespace_of(row.name))
         return space is not None and space.allows(who, EXECUTE)
 
+    def readable_row(self, who: Identity, cube_id: bytes) -> CubeRow | None:
+        """The cube as it is now, for listings: None where it is gone, damaged or not to be read."""
+        try:
+            row = self._table.cube_row(cube_id)
+            return row if row is not None and self.may_read(who, row) else None
+        except MemError:
+            return None
+
     # -- new versions --------------------------------------------------------------------------
 
     def admit(self, who: Identity, draft: WriteCube | CreateCube) -> Admission:

@@ -1,4 +1,4 @@
-"""The indexer: keeps the lexical index in step with the table by following the durable log.
+"""The indexer: keeps the index of texts in step with the table by following the durable log.
 
 Live updates, catching up after a crash and rebuilding from nothing are one mechanism: read the
 log after the index's stamp, look each touched cube up as it is now, apply, stamp. The write path
@@ -19,11 +19,12 @@ from typing import Any, Final, TypeVar
 import structlog
 
 from libmem.abi.errors import Errno, MemError
-from libmem.abi.index import IndexDocument, IndexHit
+from libmem.abi.index import IndexDocument, IndexFacets
 from memosd.kernel.pager import Pager
 from memosd.kernel.pagetable import Cube
 from memosd.kernel.parts import Parts
 from memosd.kernel.ports import Driver, Index, Io
+from memosd.kernel.rows import CubeRow
 from memosd.kernel.wait import Completion, detach
 
 __all__ = ["Indexer"]
@@ -64,6 +65,8 @@ class Indexer:
         self.indexed_seq = 0
         self.problem = ""
         """Why the index is behind, for people; empty when all is well."""
+        self.on_applied: list[Callable[[], None]] = []
+        """Called when it knows more than before."""
         self._rebuild_from: bytes | None = None
         self._rebuilt_seq = 0
         self._waiting: list[tuple[int, Completion[None]]] = []
@@ -211,7 +214,8 @@ class Indexer:
         if text is None:
             return None
         row = cube.row
-        return IndexDocument(row.namespace, cube_id, row.current.version, row.name, text)
+        facets = _facets(row)
+        return IndexDocument(row.namespace, cube_id, row.current.version, row.name, text, facets)
 
     async def _text(self, cube: Cube, driver: Driver) -> str | None:
         version = cube.version
@@ -248,16 +252,18 @@ class Indexer:
         self._waiting = [(wanted, done) for wanted, done in self._waiting if wanted > seq]
         for done in ready:
             done.resolve(None)
+        for tell in self.on_applied:
+            tell()
 
     def _fail_waiting(self) -> None:
         waiting, self._waiting = self._waiting, []
         for _, done in waiting:
             done.fail(MemError(Errno.EAGAIN, self.problem))
 
-    # -- searching -----------------------------------------------------------------------------
+    # -- for those who search and embed --------------------------------------------------------
 
-    async def search(self, query: str, prefixes: dict[int, str], limit: int) -> list[IndexHit]:
-        """Candidates, best first, from an index that has seen all that is durable now.
+    async def catch_up(self) -> None:
+        """Return when the index has seen all that was durable when this was called.
 
         Errors: EAGAIN while the index is being rebuilt or cannot follow.
         """
@@ -271,8 +277,14 @@ class Indexer:
             self._wake()
             self.kick()
             await done
+
+    async def ask(self, work: Callable[..., T], *args: Any) -> T:
+        """A call of the index that changes nothing that its stamp stands for.
+
+        Errors: EAGAIN when it turns out to be damaged (it will be rebuilt), and the call's own.
+        """
         try:
-            return await self._io.run(self.index.search, query, prefixes, limit)
+            return await self._io.run(work, *args)
         except MemError as error:
             if error.errno is not Errno.ECORRUPT:
                 raise
@@ -282,6 +294,24 @@ class Indexer:
 
     async def close(self) -> None:
         await self._io.run(self.index.close)
+
+
+def _facets(row: CubeRow) -> IndexFacets:
+    described = row.current.descriptive
+    return IndexFacets(
+        owner=(row.uid, row.gid),
+        mode=row.mode,
+        type=row.type,
+        semantic_type=described.semantic_type,
+        producer=described.producer,
+        session=described.session,
+        position=described.position,
+        event_time_ns=described.event_time_ns,
+        valid_from_ns=described.valid_from_ns,
+        valid_to_ns=described.valid_to_ns,
+        written_ns=row.current.created_ns,
+        priority=row.priority,
+    )
 
 
 _log = structlog.get_logger("memosd.kernel")

@@ -99,6 +99,8 @@ class Kernel:
         self.fills = Fills(parts, self.cubes, self.pager, self.removal)
         self.events = Events(parts)
         self.indexer = Indexer(parts, self.pager, outside.lexicon, outside.index_io)
+        self.embedding = Embedding(self.indexer, self.jobs, parts.timers)
+        self.recall = Recall(parts, self.cubes, self.indexer, self.embedding)
         parts.table.log.retain_events = parameters.log_retain_events
         parts.table.log.floor = lambda: self.indexer.indexed_seq
         self.dispatch = Dispatch(self, HANDLERS)
@@ -252,6 +254,7 @@ class Kernel:
             policy=parts.residents.policy.name,
             indexer=self.indexer.index.name,
             notices=tuple(self._notices()),
+            recall=self.embedding.stat(),
         )
 
     def _notices(self) -> list[str]:

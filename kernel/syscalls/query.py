@@ -8,82 +8,19 @@ import msgspec
 
 from libmem.abi import calls as c
 from libmem.abi.errors import Errno, MemError
-from libmem.abi.index import IndexHit
 from libmem.abi.kv import TOKEN_BYTES, fingerprint
-from libmem.abi.limits import HITS_MAX, QUERY_MAX_CHARS
-from libmem.abi.names import NameRef, namespace_of, parse_subtree
-from libmem.abi.structs import Finding, Hit
-from memosd.kernel.access import EXECUTE
+from libmem.abi.names import NameRef, parse_subtree
+from libmem.abi.structs import Finding
 from memosd.kernel.dispatch import Context
 from memosd.kernel.events import is_under
 from memosd.kernel.pagetable import Cube
+from memosd.kernel.recall import spaces_under
 from memosd.kernel.rows import CubeRow, decode_row
 
 __all__ = ["sys_find_prefix", "sys_fsck", "sys_search", "sys_watch"]
 
-_CANDIDATES_MAX = 16_384
-"""How far down the ranking hits are looked for that the caller may see."""
-
-
-async def sys_search(context: Context, request: c.Search) -> c.SearchReply:
-    under = parse_subtree(request.under)
-    if not 1 <= request.k <= HITS_MAX:
-        raise MemError(Errno.EINVAL, f"k is within 1..{HITS_MAX}")
-    if len(request.query) > QUERY_MAX_CHARS:
-        raise MemError(
-            Errno.EINVAL,
-            f"a query has at most {QUERY_MAX_CHARS} characters",
-            characters=len(request.query),
-        )
-    prefixes = _searched(context, under)
-    limit = request.k + 16
-    while True:
-        candidates = await context.kernel.indexer.search(request.query, prefixes, limit)
-        hits = list(islice(_visible(context, request, under, candidates), request.k))
-        # Hits the caller may not see were dropped: look further down the ranking.
-        if len(hits) == request.k or len(candidates) < limit or limit >= _CANDIDATES_MAX:
-            return c.SearchReply(hits=tuple(hits))
-        limit *= 4
-
-
-def _searched(context: Context, under: str) -> dict[int, str]:
-    """Namespace number -> the prefix that names must have there."""
-    namespaces = context.kernel.parts.namespaces
-    if under == "/":
-        return {space.id: "" for space in namespaces if space.allows(context.who, EXECUTE)}
-    space = namespaces.find(namespace_of(under))
-    space.require(context.who, EXECUTE)
-    return {space.id: "" if under == space.row.name else under}
-
-
-def _visible(context: Context, request: c.Search, under: str, candidates: list[IndexHit]) -> Any:
-    rank = 0
-    for candidate in candidates:
-        row = _live_row(context, candidate.id)
-        if row is None or not is_under(row.name, under):
-            continue
-        if request.types and row.type not in request.types:
-            continue
-        rank += 1
-        yield Hit(
-            name=row.name,
-            id=candidate.id,
-            version=candidate.version,
-            score=candidate.score,
-            rank=rank,
-            snippet=candidate.snippet,
-            signals={"bm25": candidate.score},
-        )
-
-
-def _live_row(context: Context, cube_id: bytes) -> CubeRow | None:
-    kernel = context.kernel
-    try:
-        row = kernel.parts.table.cube_row(cube_id)
-        readable = row is not None and kernel.cubes.may_read(context.who, row)
-    except MemError:
-        return None  # damaged: never a hit
-    return row if readable else None
+def sys_search(context: Context, request: c.Search) -> Coroutine[Any, None, c.SearchReply]:
+    return context.kernel.recall.search(context.who, request)
 
 
 def sys_find_prefix(context: Context, request: c.FindPrefix) -> c.PrefixReply:
@@ -94,11 +31,11 @@ def sys_find_prefix(context: Context, request: c.FindPrefix) -> c.PrefixReply:
         raise MemError(Errno.EINVAL, "token ids are 4 bytes each")
 
     def may_show(cube_id: bytes) -> bool:
-        row = _live_row(context, cube_id)
+        row = kernel.cubes.readable_row(context.who, cube_id)
         return row is not None and is_under(row.name, under)
 
     prefixes = kernel.parts.prefixes
-    match = prefixes.find(_searched(context, under), model, request.tokens, may_show)
+    match = prefixes.find(spaces_under(kernel.parts, context.who, under), model, request.tokens, may_show)
     if match is None:
         return c.PrefixReply()
     cube = prefixes.version_of(match.key)

@@ -42,6 +42,10 @@ READDIR_MAX: Final = 1000
 HITS_MAX: Final = 1000
 QUERY_MAX_CHARS: Final = 10_000
 """A search's query: its words are cut and stemmed on the index's one thread."""
+BESIDE_MAX: Final = 32
+"""Passages that a search shows before and after each hit."""
+SEARCH_WAIT_MAX_MS: Final = 60_000
+"""How long a search may wait for its query's vector."""
 EVENTS_MAX: Final = 1000
 WATCH_MAX_MS: Final = 60_000
 PRIORITY_MAX: Final = 100

@@ -176,8 +176,9 @@ SYSCALLS: Final[tuple[Syscall, ...]] = (
     ),
     Syscall(
         19, "search", c.Search, c.SearchReply, Access.SESSION,
-        (E.EINVAL, E.ENAMETOOLONG, E.ENOENT, E.EACCES),
-        "Rank plaintext cubes by the query's words (BM25); what is written is found at once.",
+        (E.EINVAL, E.ENAMETOOLONG, E.ENOENT, E.EACCES, E.EOPNOTSUPP),
+        "Rank texts by the query's words, its meaning and what is known of them; what is written is"
+        " found at once.",
         blocks=True,
     ),
     Syscall(

@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from libmem.abi.errors import Errno, MemError
-from libmem.abi.index import HIT_END, HIT_START, IndexDocument, IndexHit
 from memosd.kernel.session import Session
 from memosd.kernel.wait import Completion
 
-__all__ = ["FakeClock", "FakeGate", "FakeIndex", "FakeIo", "FakePeer", "Job"]
+__all__ = ["FakeClock", "FakeGate", "FakeIo", "FakePeer", "Job"]
 
 T = TypeVar("T")
 SECOND_NS = 1_000_000_000
@@ -148,60 +147,3 @@ class FakePeer:
 
     def reply(self, frame: bytes) -> None:
         self.frames.append(frame)
-
-
-class FakeIndex:
-    """Words in a dict. What was applied outlives a crash, as a file would."""
-
-    name = "fake"
-
-    def __init__(self) -> None:
-        self.stamp = 0
-        self.documents: dict[bytes, IndexDocument] = {}
-        self.failure: MemError | None = None
-        """Raised by every call while it is set."""
-        self.clears = 0
-
-    def open(self) -> int:
-        self._fail_as_planned()
-        return self.stamp
-
-    def apply(
-        self, stamp: int, documents: Sequence[IndexDocument], removed: Iterable[bytes]
-    ) -> None:
-        self._fail_as_planned()
-        for cube_id in removed:
-            self.documents.pop(cube_id, None)
-        for document in documents:
-            self.documents[document.id] = document
-        self.stamp = stamp
-
-    def search(self, query: str, namespaces: Mapping[int, str], limit: int) -> list[IndexHit]:
-        self._fail_as_planned()
-        found = [
-            IndexHit(document.id, document.version, float(score), f"{HIT_START}{query}{HIT_END}")
-            for document in self.documents.values()
-            if _is_within(document, namespaces)
-            and (score := re.findall(r"\w+", document.text).count(query))
-        ]
-        return sorted(found, key=lambda hit: (-hit.score, hit.id))[:limit]
-
-    def clear(self) -> None:
-        self._fail_as_planned()
-        self.clears += 1
-        self.stamp = 0
-        self.documents.clear()
-
-    def close(self) -> None:
-        """Nothing is held open."""
-
-    def _fail_as_planned(self) -> None:
-        if self.failure is not None:
-            raise self.failure
-
-
-def _is_within(document: IndexDocument, namespaces: Mapping[int, str]) -> bool:
-    prefix = namespaces.get(document.namespace)
-    if prefix is None:
-        return False
-    return not prefix or document.name == prefix or document.name.startswith(prefix + "/")

@@ -33,7 +33,8 @@ from memosd.kernel.residents import Resident
 from memosd.kernel.rows import TABLES
 from memosd.kernel.session import Session
 from memosd.kernel.wait import Completion, detach
-from tests.kernel.fakes import FakeClock, FakeGate, FakeIndex, FakeIo, FakePeer
+from tests.kernel.fakeindex import FakeIndex
+from tests.kernel.fakes import FakeClock, FakeGate, FakeIo, FakePeer
 from tests.kernel.invariants import ROW_BYTES, CountedRam, check_at_rest
 
 __all__ = [

@@ -1,0 +1,196 @@
+"""Embedding: vectors for what the index has without one, and for what somebody asks.
+
+Follows the index as the indexer follows the log: whatever waits there is fetched in batches, given
+to a worker as a job, and what comes back is kept. No write waits for it and nothing is queued
+here, so a crash of anybody loses nothing: what has no vector waits still. A batch that fails is
+halved until the text that does it stands alone; that one is found by its words until the next
+boot. Kernel thread only.
+"""
+
+from typing import Final
+
+import msgspec
+
+from libmem.abi.errors import Errno, MemError
+from libmem.abi.index import IndexPassage, IndexVectors
+from libmem.abi.jobs import EmbedRequest, EmbedResult, JobClass
+from libmem.abi.structs import RecallStat
+from memosd.kernel.indexer import Indexer
+from memosd.kernel.jobs import Job, Jobs
+from memosd.kernel.timers import Timers
+from memosd.kernel.wait import Completion, detach
+
+__all__ = ["Embedding", "QueryVector"]
+
+_BATCH: Final = 64
+"""Passages of a job."""
+_BATCH_CHARACTERS: Final = 64 << 10
+_AT_ONCE: Final = 2
+"""Batches under way: one is worked on while the next lies ready."""
+_RETRY_NS: Final = 1_000_000_000
+_VALUE_BYTES: Final = 4
+_DIMENSIONS_MAX: Final = 1 << 16
+_TRANSIENT: Final = (Errno.EAGAIN, Errno.ESHUTDOWN)
+
+
+class QueryVector:
+    """The vector of a query, on its way."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    async def is_there_within(self, timers: Timers, delay_ns: int) -> bool:
+        """Wait for it, or for its failure, so long at most."""
+        woken = Completion[None]()
+
+        def wake() -> None:
+            if not woken.is_done:
+                woken.resolve(None)
+
+        timer = timers.after(delay_ns, wake)
+        self._job.done.on_done(wake)
+        await woken
+        timer.cancel()
+        return self._job.done.is_done
+
+    def result(self) -> IndexVectors:
+        """Once it is there. Errors: whatever the job failed with; EIO, it is no vector."""
+        return _vectors(self._job.done.result(), 1)[0]
+
+    def cancel(self) -> None:
+        """Nobody waits for it any more."""
+        self._job.cancel()
+
+
+class Embedding:
+    """See the head of this file."""
+
+    def __init__(self, indexer: Indexer, jobs: Jobs, timers: Timers) -> None:
+        self._indexer = indexer
+        self._jobs = jobs
+        self._timers = timers
+        self._in_hand: set[int] = set()
+        self._refused: set[int] = set()
+        self._halves: list[list[IndexPassage]] = []
+        """Batches that failed, to be tried again in parts."""
+        self._running = 0
+        self._is_retrying = False
+        self._problem = ""
+        indexer.on_applied.append(self.kick)
+
+    def stat(self) -> RecallStat:
+        """How far it is, for `info`."""
+        counts = self._indexer.index.counts
+        return RecallStat(
+            embedder=counts.model,
+            passages=counts.passages,
+            waiting=counts.waiting,
+            problem=self._jobs.problem or self._problem,
+        )
+
+    @property
+    def problem(self) -> str:
+        """Why a search may have no vector, for people; empty when all is well."""
+        return self._jobs.problem
+
+    def of_query(self, text: str, namespace: int) -> QueryVector:
+        """Ask for the vector of a query. Errors: EAGAIN, EOPNOTSUPP (there is no embedder)."""
+        request = EmbedRequest(texts=(text,), has_pieces=False)
+        return QueryVector(self._jobs.submit(JobClass.QUERY, namespace, request))
+
+    def kick(self) -> None:
+        """There may be something to do."""
+        if self._jobs.is_available and self._running < _AT_ONCE and not self._is_retrying:
+            self._running += 1
+            detach(self._run()).on_done(self._stopped)
+
+    def _stopped(self) -> None:
+        self._running -= 1
+
+    async def _run(self) -> None:
+        try:
+            while batch := await self._next():
+                if self._running < _AT_ONCE:
+                    self.kick()
+                await self._embed(batch)
+                self._problem = self._refusals()
+        except MemError as error:
+            self._problem = f"no vectors are made: {error}"
+            self._retry()
+
+    def _retry(self) -> None:
+        if not self._is_retrying:
+            self._is_retrying = True
+            self._timers.after(_RETRY_NS, self._try_again)
+
+    def _try_again(self) -> None:
+        self._is_retrying = False
+        self.kick()
+
+    def _refusals(self) -> str:
+        count = len(self._refused)
+        return f"{count} passages could not be embedded; words find them" if count else ""
+
+    async def _next(self) -> list[IndexPassage]:
+        if self._halves:
+            return self._halves.pop()
+        index = self._indexer.index
+        if not index.counts.waiting:
+            return []
+        skipped = self._in_hand | self._refused
+        return await self._indexer.ask(index.waiting, _BATCH, _BATCH_CHARACTERS, skipped)
+
+    async def _embed(self, batch: list[IndexPassage]) -> None:
+        numbers = {passage.number for passage in batch}
+        self._in_hand |= numbers
+        try:
+            request = EmbedRequest(texts=tuple(passage.text for passage in batch))
+            job = self._jobs.submit(JobClass.EMBED, batch[0].namespace, request)
+            vectors = _vectors(await job.done, len(batch))
+            await self._keep(batch, vectors)
+        except MemError as error:
+            if error.errno in _TRANSIENT:
+                raise
+            self._part(batch, error)
+        finally:
+            self._in_hand -= numbers
+
+    async def _keep(self, batch: list[IndexPassage], vectors: list[IndexVectors]) -> None:
+        index = self._indexer.index
+        model = vectors[0].model
+        if model != index.counts.model:
+            await self._indexer.ask(index.use_model, model)
+        kept = {passage.number: rows for passage, rows in zip(batch, vectors, strict=True)}
+        await self._indexer.ask(index.keep, kept)
+
+    def _part(self, batch: list[IndexPassage], error: MemError) -> None:
+        if len(batch) == 1:
+            self._refused.add(batch[0].number)
+            return
+        middle = len(batch) // 2
+        self._halves += [batch[middle:], batch[:middle]]
+
+
+def _vectors(body: bytes, texts: int) -> list[IndexVectors]:
+    """What a worker returned, text by text. Errors: EIO, it is not what was asked for."""
+    try:
+        result = msgspec.msgpack.decode(body, type=EmbedResult)
+    except msgspec.DecodeError as error:
+        raise MemError(Errno.EIO, f"a worker returned no vectors: {error}") from None
+    width = result.dimensions * _VALUE_BYTES
+    rows = sum(1 + pieces for pieces in result.pieces)
+    is_sound = (
+        len(result.pieces) == texts
+        and 0 < result.dimensions <= _DIMENSIONS_MAX
+        and min(result.pieces, default=0) >= 0
+        and rows * width == len(result.vectors)
+    )
+    if not is_sound:
+        raise MemError(Errno.EIO, "a worker returned vectors of another shape than asked for")
+    vectors, at = [], 0
+    for pieces in result.pieces:
+        end = at + (1 + pieces) * width
+        values = result.vectors[at:end]
+        vectors.append(IndexVectors(result.model, result.dimensions, values))
+        at = end
+    return vectors
