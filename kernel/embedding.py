@@ -110,8 +110,7 @@ class Embedding:
     async def _run(self) -> None:
         try:
             while batch := await self._next():
-                if self._running < _AT_ONCE:
-                    self.kick()
+                self.kick()
                 await self._embed(batch)
                 self._problem = self._refusals()
         except MemError as error:
@@ -132,17 +131,21 @@ class Embedding:
         return f"{count} passages could not be embedded; words find them" if count else ""
 
     async def _next(self) -> list[IndexPassage]:
-        if self._halves:
-            return self._halves.pop()
+        """A batch that is in hand from now on; empty where there is nothing to do."""
         index = self._indexer.index
-        if not index.counts.waiting:
-            return []
-        skipped = self._in_hand | self._refused
-        return await self._indexer.ask(index.waiting, _BATCH, _BATCH_CHARACTERS, skipped)
+        if self._halves:
+            batch = self._halves.pop()
+        elif index.counts.waiting > len(self._in_hand):
+            skipped = self._in_hand | self._refused
+            found = await self._indexer.ask(index.waiting, _BATCH, _BATCH_CHARACTERS, skipped)
+            # Somebody else may have asked at the same time.
+            batch = [passage for passage in found if passage.number not in self._in_hand]
+        else:
+            batch = []
+        self._in_hand.update(passage.number for passage in batch)
+        return batch
 
     async def _embed(self, batch: list[IndexPassage]) -> None:
-        numbers = {passage.number for passage in batch}
-        self._in_hand |= numbers
         try:
             request = EmbedRequest(texts=tuple(passage.text for passage in batch))
             job = self._jobs.submit(JobClass.EMBED, batch[0].namespace, request)
@@ -153,13 +156,14 @@ class Embedding:
                 raise
             self._part(batch, error)
         finally:
-            self._in_hand -= numbers
+            self._in_hand.difference_update(passage.number for passage in batch)
 
     async def _keep(self, batch: list[IndexPassage], vectors: list[IndexVectors]) -> None:
         index = self._indexer.index
         model = vectors[0].model
         if model != index.counts.model:
             await self._indexer.ask(index.use_model, model)
+            self._refused.clear()  # what one model cannot take another may
         kept = {passage.number: rows for passage, rows in zip(batch, vectors, strict=True)}
         await self._indexer.ask(index.keep, kept)
 
