@@ -174,11 +174,12 @@ class Dispatch:
             raise MemError(Errno.EPROTO, "the session's token has not arrived on the fd socket")
         return session
 
-    @staticmethod
-    def require(context: Context, row: Syscall) -> None:
+    def require(self, context: Context, row: Syscall) -> None:
         """What does not depend on the arguments. Errors: EPERM."""
         if row.access is Access.ADMIN and not context.who.is_admin:
             raise MemError(Errno.EPERM, f"only the administrator may call {row.name}")
+        if row.access is Access.WORKER and not self._kernel.jobs.crew.is_member(context.who.pid):
+            raise MemError(Errno.EPERM, f"only workers of this daemon may call {row.name}")
 
     @staticmethod
     def decode(row: Syscall, args: msgspec.Raw) -> Any:
@@ -205,7 +206,8 @@ class Dispatch:
         done.on_done(finish)
 
     def _answer(self, context: Context, seq: int, outcome: Value | MemError, barrier: int) -> None:
-        if not barrier:
+        # A job shows nothing of the table that is not durable; a query waits for its vector.
+        if not barrier or context.row.access is Access.WORKER:
             self._send(context.peer, seq, outcome)
             return
 
@@ -264,4 +266,4 @@ def _as_promised(row: Syscall, failure: MemError) -> MemError:
     return MemError(Errno.EIO, failure.message, **failure.detail)
 
 
-_NOT_IN_A_BATCH = frozenset({"hello", "batch", "watch", "sync", "shutdown", "fsck"})
+_NOT_IN_A_BATCH = frozenset({"hello", "batch", "watch", "sync", "shutdown", "fsck", "take_job"})

@@ -30,7 +30,8 @@ _AT_ONCE: Final = 2
 _RETRY_NS: Final = 1_000_000_000
 _VALUE_BYTES: Final = 4
 _DIMENSIONS_MAX: Final = 1 << 16
-_TRANSIENT: Final = (Errno.EAGAIN, Errno.ESHUTDOWN)
+_TRANSIENT: Final = (Errno.EAGAIN, Errno.EOPNOTSUPP, Errno.ESHUTDOWN)
+"""What says nothing of the texts."""
 
 
 class QueryVector:
@@ -100,7 +101,7 @@ class Embedding:
 
     def kick(self) -> None:
         """There may be something to do."""
-        if self._jobs.is_available and self._running < _AT_ONCE and not self._is_retrying:
+        if self._jobs.is_possible and self._running < _AT_ONCE and not self._is_retrying:
             self._running += 1
             detach(self._run()).on_done(self._stopped)
 
@@ -147,8 +148,7 @@ class Embedding:
 
     async def _embed(self, batch: list[IndexPassage]) -> None:
         try:
-            request = EmbedRequest(texts=tuple(passage.text for passage in batch))
-            job = self._jobs.submit(JobClass.EMBED, batch[0].namespace, request)
+            job = self._submit(batch)
             vectors = _vectors(await job.done, len(batch))
             await self._keep(batch, vectors)
         except MemError as error:
@@ -157,6 +157,14 @@ class Embedding:
             self._part(batch, error)
         finally:
             self._in_hand.difference_update(passage.number for passage in batch)
+
+    def _submit(self, batch: list[IndexPassage]) -> Job:
+        """Errors: EAGAIN, whatever it is: no text is to blame for it."""
+        request = EmbedRequest(texts=tuple(passage.text for passage in batch))
+        try:
+            return self._jobs.submit(JobClass.EMBED, batch[0].namespace, request)
+        except MemError as error:
+            raise MemError(Errno.EAGAIN, error.message) from None
 
     async def _keep(self, batch: list[IndexPassage], vectors: list[IndexVectors]) -> None:
         index = self._indexer.index

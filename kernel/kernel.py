@@ -18,11 +18,13 @@ from memosd.kernel.access import Identity
 from memosd.kernel.boot import clear_leftovers, open_format
 from memosd.kernel.cubes import Cubes
 from memosd.kernel.dispatch import Dispatch
+from memosd.kernel.embedding import Embedding
 from memosd.kernel.events import Events
 from memosd.kernel.fills import Fills
 from memosd.kernel.headers import Headers
 from memosd.kernel.heat import Heat
 from memosd.kernel.indexer import Indexer
+from memosd.kernel.jobs import Jobs
 from memosd.kernel.ledger import Ledger
 from memosd.kernel.namespace import Namespaces
 from memosd.kernel.pagefiles import PageFiles
@@ -31,8 +33,19 @@ from memosd.kernel.pagetable import PageTable
 from memosd.kernel.param import Parameters
 from memosd.kernel.parts import Parts
 from memosd.kernel.policies.table import make_policy
-from memosd.kernel.ports import Clock, Driver, FrameTier, Index, Io, PayloadKey, Store, Tier
+from memosd.kernel.ports import (
+    Clock,
+    Driver,
+    FrameTier,
+    Index,
+    Io,
+    PayloadKey,
+    Store,
+    Tier,
+    Workers,
+)
 from memosd.kernel.prefixes import Prefixes
+from memosd.kernel.recall import Recall
 from memosd.kernel.reclaim import Reclaim
 from memosd.kernel.removal import Removal
 from memosd.kernel.residents import RamAccount, Residents
@@ -75,6 +88,7 @@ class Outside(NamedTuple):
     commit_io: Io
     """One thread of its own, so that no commit waits behind a large page file."""
     gate: Gate
+    workers: Workers
 
 
 class Kernel:
@@ -98,6 +112,7 @@ class Kernel:
         self.headers = Headers(parts, self.cubes, self.pager)
         self.fills = Fills(parts, self.cubes, self.pager, self.removal)
         self.events = Events(parts)
+        self.jobs = Jobs(outside.workers, parts.clock, parts.timers, parameters)
         self.indexer = Indexer(parts, self.pager, outside.lexicon, outside.index_io)
         self.embedding = Embedding(self.indexer, self.jobs, parts.timers)
         self.recall = Recall(parts, self.cubes, self.indexer, self.embedding)
@@ -203,6 +218,7 @@ class Kernel:
         """Refuse new calls, write back, commit, close the index. The server stops afterwards."""
         self.is_stopping = True
         self.events.close()
+        workers_gone = self.jobs.close()
         await self.dispatch.idle()
         try:
             await self.reclaim.write_back_all()
@@ -213,6 +229,7 @@ class Kernel:
         self.parts.table.ledger.commit()
         await self.parts.table.ledger.durable()
         await self.indexer.close()
+        await workers_gone
 
     # -- about itself --------------------------------------------------------------------------
 
@@ -255,10 +272,13 @@ class Kernel:
             indexer=self.indexer.index.name,
             notices=tuple(self._notices()),
             recall=self.embedding.stat(),
+            workers=self.jobs.stats(),
         )
 
     def _notices(self) -> list[str]:
         notices = [self.indexer.problem] if self.indexer.problem else []
+        if self.parts.parameters.workers and self.jobs.problem:
+            notices.append(self.jobs.problem)
         quarantined = len(self.parts.table.quarantined)
         if quarantined:
             notices.append(f"{quarantined} payloads are quarantined; `memctl fsck` names them")

@@ -44,3 +44,9 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
     expiry_sweep_ns: int = 30_000_000_000
     writeback_delay_ns: int = 1_000_000_000
     bind_timeout_ns: int = 5_000_000_000
+
+    workers: int = 0
+    """Processes that embed."""
+    no_workers: str = "no embedder is configured"
+    """Why there are none, where there are none."""
+    job_timeout_ns: int = 60_000_000_000

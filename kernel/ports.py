@@ -45,6 +45,7 @@ __all__ = [
     "PrefixSource",
     "Store",
     "Tier",
+    "Workers",
 ]
 
 T = TypeVar("T")
@@ -333,11 +334,11 @@ class Index(Protocol):
         """What the query means: whom and when it names, and the text that is left of it."""
         ...
 
-    def match(self, plan: IndexPlan) -> None:
+    def match(self, plan: Any) -> None:
         """Find by words; the plan keeps what was found. May come while a vector is waited for."""
         ...
 
-    def rank(self, plan: IndexPlan, vector: IndexVectors | None) -> list[IndexHit]:
+    def rank(self, plan: Any, vector: IndexVectors | None) -> list[IndexHit]:
         """Best first. `vector`: of `plan.understood.text`; None, or of another model than the
         passages': words decide. `apply` may have come since `plan`."""
         ...
@@ -358,3 +359,23 @@ class Index(Protocol):
     def clear(self) -> None: ...
 
     def close(self) -> None: ...
+
+
+class Workers(Protocol):
+    """Whoever starts worker processes, and hears of their ends."""
+
+    on_end: Callable[[int, str], None]
+    """Set by the kernel: called on its thread with a process id and how the process ended, once it
+    is reaped and not before."""
+
+    def start(self) -> int:
+        """Start one; its process id. Errors: EAGAIN, ENOMEM, EMFILE, EIO."""
+        ...
+
+    def end(self, pid: int) -> None:
+        """Ask it to end."""
+        ...
+
+    def kill(self, pid: int) -> None:
+        """End it at once; nothing where it has ended by itself."""
+        ...

@@ -46,9 +46,7 @@ _EVER: Final = -1
 class Recall:
     """`search`."""
 
-    def __init__(
-        self, parts: Parts, cubes: Cubes, indexer: Indexer, embedding: Embedding
-    ) -> None:
+    def __init__(self, parts: Parts, cubes: Cubes, indexer: Indexer, embedding: Embedding) -> None:
         self._parts = parts
         self._cubes = cubes
         self._indexer = indexer

@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--config", type=Path, metavar="FILE", help="read FILE")
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="instead of the configured")
     parser.add_argument("--runtime-dir", type=Path, metavar="DIR", help="instead of the configured")
+    parser.add_argument("--embedder", metavar="MODEL", help="instead of the configured; or: none")
     parser.add_argument("--check", action="store_true", help="check the configuration and exit")
     return parser
 
@@ -68,6 +69,8 @@ def _config(options: argparse.Namespace) -> Config:
     if options.runtime_dir is not None:
         listen = replace(config.listen, runtime_dir=options.runtime_dir.absolute())
         config = replace(config, listen=listen)
+    if options.embedder is not None:
+        config = replace(config, models=replace(config.models, embedder=options.embedder))
     check(config, "the command line")
     return config
 

@@ -6,6 +6,7 @@ compares what one needs with what the other is.
 
 import fcntl
 import os
+import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +30,7 @@ from memosd.kernel.param import Parameters
 from memosd.kernel.rows import TABLES
 from memosd.notify import Notifier
 from memosd.server import Server
+from memosd.supervisor import Supervisor
 
 __all__ = ["Daemon", "boot"]
 
@@ -50,6 +52,7 @@ class Daemon(NamedTuple):
     server: Server
     pools: tuple[IoPool, ...]
     wakeup: Wakeup
+    supervisor: Supervisor
     store: LmdbStore
     lock_fds: tuple[int, ...]
 
@@ -57,6 +60,7 @@ class Daemon(NamedTuple):
         """Serve until stopped, then close everything in order."""
         self.store.booted()
         self.server.run()
+        self.supervisor.close()
         for pool in self.pools:
             pool.close()
         self.store.close()
@@ -85,6 +89,7 @@ def boot(config: Config) -> Daemon:
     commit_io = IoPool(wakeup, 1, "commit")
     disk = DiskTier(config.store.data_dir)
     server = Server(runtime_dir, config.listen.mode_bits, wakeup, share)
+    supervisor = Supervisor(server, _worker_command(config))
     outside = Outside(
         clock=SystemClock(),
         io=io,
@@ -96,11 +101,13 @@ def boot(config: Config) -> Daemon:
         index_io=index_io,
         commit_io=commit_io,
         gate=server,
+        workers=supervisor,
     )
     server.kernel = Kernel(_parameters(config, share), outside, f"memosd {version('memosd')}")
     io.run(disk.remove_leftovers)
     server.kernel.start()
-    return Daemon(server, (io, index_io, commit_io), wakeup, store, (data_lock, runtime_lock))
+    pools, locks = (io, index_io, commit_io), (data_lock, runtime_lock)
+    return Daemon(server, pools, wakeup, supervisor, store, locks)
 
 
 def _drivers(config: Config) -> list[TopHalf]:
@@ -108,6 +115,27 @@ def _drivers(config: Config) -> list[TopHalf]:
     stored = KvStored(KvForm(config.kv.store_as), config.kv.error_max)
     activation = ActivationDriver(stored)
     return [activation if row.type is activation.type else row for row in DRIVERS]
+
+
+def _worker_command(config: Config) -> list[str]:
+    """How a worker is started; the supervisor adds who starts it."""
+    workers = config.workers
+    options = {
+        "runtime-dir": config.listen.runtime_dir,
+        "embedder": config.models.find_embedder(),
+        "threads": workers.threads_of_each,
+        "nice": workers.nice,
+        "memory-bytes": workers.memory_bytes,
+    }
+    # -P: what lies in the working directory is none of its modules.
+    module = [sys.executable, "-P", "-m", "memosd.worker"]
+    return [*module, *(f"--{name}={value}" for name, value in options.items())]
+
+
+def _why_no_workers(config: Config) -> str:
+    if config.models.embedder == "none":
+        return "no embedder is configured"
+    return "no embedder: `make models` fetches one, models.embedder names another"
 
 
 def _tell_of_probe(reason: str) -> None:
@@ -161,6 +189,9 @@ def _parameters(config: Config, share: Descriptors) -> Parameters:
         quota_disk_bytes=namespaces.default_quota_disk_bytes,
         quota_ram_bytes=namespaces.default_quota_ram_bytes,
         quota_cubes=namespaces.default_quota_cubes,
+        workers=config.workers.count if config.models.find_embedder() else 0,
+        no_workers=_why_no_workers(config),
+        job_timeout_ns=int(config.workers.job_timeout_s * _NS),
         log_retain_events=config.store.log_retain_events,
         heat_flush_ns=int(behaviour.heat_flush_s * _NS),
         expiry_sweep_ns=int(behaviour.expiry_sweep_s * _NS),

@@ -18,7 +18,7 @@ from msgspec import Meta, field
 
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.limits import FRAME_MAX_BYTES, READ_MAX_BYTES
-from libmem.abi.paths import CONTROL_SOCKET, SYSTEM_RUNTIME_DIR, user_runtime_dir
+from libmem.abi.paths import CONTROL_SOCKET, SYSTEM_RUNTIME_DIR, models_dir, user_runtime_dir
 
 __all__ = [
     "Behaviour",
@@ -28,9 +28,11 @@ __all__ = [
     "Limits",
     "Listen",
     "Log",
+    "Models",
     "Namespaces",
     "Ram",
     "Store",
+    "Workers",
     "check",
     "defaults_for_user",
     "load",
@@ -49,6 +51,8 @@ _SHARE_KEY: Final = "ram.budget_bytes"
 _DEFAULT_SHARE: Final = 0.25
 # sockaddr_un.sun_path holds 108 bytes with its final NUL (unix(7)).
 _SOCKET_PATH_MAX_BYTES: Final = 107
+
+_EMBEDDER: Final = "all-minilm-l6-v2"
 
 Octal = Annotated[str, Meta(pattern=r"^0[0-7]{3}$")]
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
@@ -108,6 +112,37 @@ class Kv(_Section, frozen=True, kw_only=True):
     error_max: Error = 0.02
 
 
+class Models(_Section, frozen=True, kw_only=True):
+    """Which models memories are read with."""
+
+    embedder: Annotated[str, Meta(min_length=1)] = "auto"
+
+    def find_embedder(self) -> str:
+        """A folder or a hub id; empty where there is none. `auto`: what `make models` made."""
+        if self.embedder == "none":
+            return ""
+        if self.embedder != "auto":
+            return self.embedder
+        folder = models_dir() / _EMBEDDER
+        # Its stamp, written last: the folder of a model that is being made has none.
+        return str(folder) if (folder / "manifest.json").exists() else ""
+
+
+class Workers(_Section, frozen=True, kw_only=True):
+    """The processes that run them."""
+
+    count: Annotated[int, Meta(ge=1, le=64)] = 1
+    threads: Annotated[int, Meta(ge=0, le=1024)] = 0
+    memory_bytes: Quota = 0
+    job_timeout_s: Annotated[float, Meta(ge=1, le=86_400)] = 60.0
+    nice: Annotated[int, Meta(ge=0, le=19)] = 10
+
+    @property
+    def threads_of_each(self) -> int:
+        """Half of the processors that this process may use, shared by all; at least one."""
+        return self.threads or max(1, len(os.sched_getaffinity(0)) // 2 // self.count)
+
+
 class Limits(_Section, frozen=True, kw_only=True):
     """What one client, one user and all together may hold."""
 
@@ -158,6 +193,8 @@ class Config(_Section, frozen=True, kw_only=True):
     ram: Ram = field(default_factory=Ram)
     disk: Disk = Disk()
     kv: Kv = Kv()
+    models: Models = Models()
+    workers: Workers = Workers()
     limits: Limits = Limits()
     namespaces: Namespaces = Namespaces()
     behaviour: Behaviour = Behaviour()

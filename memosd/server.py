@@ -7,7 +7,7 @@ Signals, the service manager and the orderly end are handled here as well.
 
 import os
 import select
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -39,6 +39,7 @@ class Server:
         self._epoll.register(wakeup.fd, select.EPOLLIN)
         self._control_road = ControlRoad(runtime_dir / CONTROL_SOCKET, mode, self._epoll, share)
         self._fd_road = FdRoad(runtime_dir / FD_SOCKET, mode, self._epoll, share.strangers)
+        self._watched: dict[int, Callable[[], None]] = {}
         self._is_stopping = False
         self._is_stopped = False
         self._notifier = Notifier()
@@ -72,6 +73,18 @@ class Server:
         _log.error("could not stop in order", grace_s=_STOP_GRACE_NS // 10**9)
         self._is_stopped = True
 
+    # -- who else has descriptors to wait for --------------------------------------------------
+
+    def watch(self, fd: int, action: Callable[[], None]) -> None:
+        """Run `action` in the loop whenever the descriptor is readable."""
+        self._watched[fd] = action
+        self._epoll.register(fd, select.EPOLLIN)
+
+    def unwatch(self, fd: int) -> None:
+        """Before it is closed."""
+        del self._watched[fd]
+        self._epoll.unregister(fd)
+
     # -- the loop ------------------------------------------------------------------------------
 
     def run(self) -> None:
@@ -90,6 +103,8 @@ class Server:
                     control.count_connections()
                 elif fd == self._wakeup.fd:
                     self._wakeup.deliver()
+                elif (action := self._watched.get(fd)) is not None:
+                    action()
                 else:
                     self._fd_road.serve(fd, kernel)
         self._fd_road.close(kernel)

@@ -19,6 +19,7 @@ from memosd.kernel.rows import CubeRow, decode_row
 
 __all__ = ["sys_find_prefix", "sys_fsck", "sys_search", "sys_watch"]
 
+
 def sys_search(context: Context, request: c.Search) -> Coroutine[Any, None, c.SearchReply]:
     return context.kernel.recall.search(context.who, request)
 
@@ -35,7 +36,9 @@ def sys_find_prefix(context: Context, request: c.FindPrefix) -> c.PrefixReply:
         return row is not None and is_under(row.name, under)
 
     prefixes = kernel.parts.prefixes
-    match = prefixes.find(spaces_under(kernel.parts, context.who, under), model, request.tokens, may_show)
+    match = prefixes.find(
+        spaces_under(kernel.parts, context.who, under), model, request.tokens, may_show
+    )
     if match is None:
         return c.PrefixReply()
     cube = prefixes.version_of(match.key)

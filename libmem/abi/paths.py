@@ -1,4 +1,6 @@
-"""Where client and daemon meet: the runtime directory with its two sockets.
+"""Where things lie that several programs must find: the sockets, and the models.
+
+Client and daemon meet in the runtime directory:
 
 control.sock   ZeroMQ ROUTER, msgpack syscalls
 fd.sock        AF_UNIX SEQPACKET, descriptors and liveness
@@ -14,6 +16,7 @@ __all__ = [
     "FD_SOCKET",
     "SYSTEM_RUNTIME_DIR",
     "find_runtime_dir",
+    "models_dir",
     "user_runtime_dir",
 ]
 
@@ -43,6 +46,15 @@ def find_runtime_dir() -> Path:
     if not (SYSTEM_RUNTIME_DIR / CONTROL_SOCKET).exists() or _has_listener(own / FD_SOCKET):
         return own
     return SYSTEM_RUNTIME_DIR
+
+
+def models_dir() -> Path:
+    """`$MEMOSD_MODELS_DIR`, else `$XDG_CACHE_HOME/memosd/models`, else below `~/.cache`."""
+    own = os.environ.get("MEMOSD_MODELS_DIR")
+    if own:
+        return Path(own).absolute()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "memosd/models"
 
 
 def _has_listener(path: Path) -> bool:

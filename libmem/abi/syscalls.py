@@ -30,6 +30,7 @@ class Access(StrEnum):
     NAMESPACE = "write on the namespace, write on the cube"
     OWNER = "the owner of the cube or namespace, or the administrator"
     ADMIN = "root, or the user the daemon runs as"
+    WORKER = "a worker process that this daemon started"
 
 
 class Syscall(msgspec.Struct, frozen=True):
@@ -251,6 +252,16 @@ SYSCALLS: Final[tuple[Syscall, ...]] = (
         33, "find_prefix", c.FindPrefix, c.PrefixReply, Access.SESSION,
         (E.EINVAL, E.ENAMETOOLONG, E.ENOENT, E.EACCES),
         "Find the cube that shares the longest prefix with a prompt's tokens, for one model.",
+    ),
+    Syscall(
+        34, "take_job", c.TakeJob, c.JobReply, Access.WORKER, (E.EPERM, E.EINVAL),
+        "Get the next job of some classes, waiting for one up to a time-out.",
+        blocks=True, is_mutation=True,
+    ),
+    Syscall(
+        35, "finish_job", c.FinishJob, c.Done, Access.WORKER, (E.EPERM, E.EBADF),
+        "Return what became of a job; with id 0, say why this worker can do none.",
+        is_mutation=True,
     ),
 )  # fmt: skip
 

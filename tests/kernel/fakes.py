@@ -3,16 +3,16 @@
 Nothing here runs by itself: time moves and work is done when a test says so, in the order it says.
 """
 
+import itertools
 import os
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from libmem.abi.errors import Errno, MemError
 from memosd.kernel.session import Session
 from memosd.kernel.wait import Completion
 
-__all__ = ["FakeClock", "FakeGate", "FakeIo", "FakePeer", "Job"]
+__all__ = ["FakeClock", "FakeGate", "FakeIo", "FakePeer", "FakeWorkers", "Job"]
 
 T = TypeVar("T")
 SECOND_NS = 1_000_000_000
@@ -147,3 +147,34 @@ class FakePeer:
 
     def reply(self, frame: bytes) -> None:
         self.frames.append(frame)
+
+
+class FakeWorkers:
+    """Processes that do nothing but exist, until a test lets them end."""
+
+    def __init__(self) -> None:
+        self.on_end: Callable[[int, str], None] = lambda _pid, _how: None
+        self.pids: list[int] = []
+        """Who runs, oldest first."""
+        self.asked_to_end: list[int] = []
+        self.killed: list[int] = []
+        self.failure: MemError | None = None
+        """Raised by `start` while it is set."""
+        self._numbers = itertools.count(5000)
+
+    def start(self) -> int:
+        if self.failure is not None:
+            raise self.failure
+        self.pids.append(next(self._numbers))
+        return self.pids[-1]
+
+    def end(self, pid: int) -> None:
+        self.asked_to_end.append(pid)
+
+    def kill(self, pid: int) -> None:
+        self.killed.append(pid)
+
+    def finish(self, pid: int, how: str = "killed by signal 9") -> None:
+        """It has ended, and is reaped."""
+        self.pids.remove(pid)
+        self.on_end(pid, how)

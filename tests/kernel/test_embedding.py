@@ -43,7 +43,7 @@ class FakeJobs:
 
     def __init__(self) -> None:
         self.sent: list[SentJob] = []
-        self.is_available = True
+        self.is_possible = True
         self.problem = ""
         self.failure: MemError | None = None
 
@@ -185,7 +185,7 @@ def test_a_damaged_index_is_asked_again(world: World) -> None:
 
 
 def test_without_an_embedder_nothing_is_sent(world: World) -> None:
-    world.jobs.is_available = False
+    world.jobs.is_possible = False
     world.jobs.problem = "there is no embedder"
     world.write(["one"])
     assert world.jobs.sent == []

@@ -23,7 +23,7 @@ def test_a_search_while_the_index_is_opening_waits_for_no_more_than_it_needs(
     world.kernel.turn()
     assert world.index_io.names() == ["open"]
     world.index_io.finish("open")
-    assert world.index_io.names() == (["apply"] if is_behind else ["search"])
+    assert world.index_io.names() == (["apply"] if is_behind else ["plan"])
     while world.index_io.jobs:  # nothing but the index: no commit, no time
         world.index_io.finish_at(0)
     hits = [hit.name for hit in search.result().hits]
@@ -43,7 +43,7 @@ def test_a_search_while_a_damaged_index_is_opened_again_is_no_half_answer(
         assert found(user, "apple")
     world.index.failure = MemError(Errno.ECORRUPT, "malformed")
     first = user.start(c.Search(query="apple"))
-    world.index_io.finish("search")
+    world.index_io.finish("plan")
     first.failure(Errno.EAGAIN)
     assert world.index_io.names() == ["open"]
     world.index.failure = None

@@ -34,7 +34,7 @@ from memosd.kernel.rows import TABLES
 from memosd.kernel.session import Session
 from memosd.kernel.wait import Completion, detach
 from tests.kernel.fakeindex import FakeIndex
-from tests.kernel.fakes import FakeClock, FakeGate, FakeIo, FakePeer
+from tests.kernel.fakes import FakeClock, FakeGate, FakeIo, FakePeer, FakeWorkers
 from tests.kernel.invariants import ROW_BYTES, CountedRam, check_at_rest
 
 __all__ = [
@@ -245,6 +245,7 @@ class World:
 
     def _boot(self) -> None:
         self.gate = FakeGate()
+        self.workers = FakeWorkers()
         self.io = FakeIo()
         self.index_io = FakeIo()
         self.ram = CountedRam()
@@ -259,6 +260,7 @@ class World:
             index_io=self.index_io,
             commit_io=self.io,
             gate=self.gate,
+            workers=self.workers,
         )
         self.kernel = Kernel(self.parameters, outside, "memosd test")
         self.kernel.start()

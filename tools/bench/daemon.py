@@ -34,8 +34,10 @@ _SETTLE_S: Final = 600.0
 class Daemon:
     """One store and the daemon that serves it, which may be stopped and started again."""
 
-    def __init__(self, data_dir: Path, meeting_dir: Path) -> None:
+    def __init__(self, data_dir: Path, meeting_dir: Path, embedder: str) -> None:
         """`meeting_dir` is short enough for socket names; both exist and are empty."""
+        self.embedder = embedder
+        """What the next `start` gives it: `none`, `auto`, or a folder."""
         self.data_dir = data_dir
         self.runtime_dir = meeting_dir / "run"
         self._notify_path = meeting_dir / "notify"
@@ -102,7 +104,8 @@ class Daemon:
             return time.perf_counter() - before
 
     def _options(self) -> list[str]:
-        return ["--data-dir", str(self.data_dir), "--runtime-dir", str(self.runtime_dir)]
+        directories = ["--data-dir", str(self.data_dir), "--runtime-dir", str(self.runtime_dir)]
+        return [*directories, "--embedder", self.embedder]
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:
@@ -134,12 +137,15 @@ class Daemon:
 
 
 @contextmanager
-def private_daemon(directory: Path) -> Iterator[Daemon]:
-    """A daemon, not started yet, on a new store below `directory`; both vanish with the block."""
+def private_daemon(directory: Path, embedder: str = "none") -> Iterator[Daemon]:
+    """A daemon, not started yet, on a new store below `directory`; both vanish with the block.
+
+    Without an embedder unless it is asked for: what is not about recall pays for none.
+    """
     data_dir = Path(tempfile.mkdtemp(prefix="memos-bench-", dir=directory))
     # Sockets have names of at most 107 bytes, and `directory` may be deep.
     meeting_dir = Path(tempfile.mkdtemp(prefix="memos-bench-"))
-    daemon = Daemon(data_dir, meeting_dir)
+    daemon = Daemon(data_dir, meeting_dir, embedder)
     try:
         yield daemon
     finally:

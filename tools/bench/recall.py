@@ -76,10 +76,12 @@ def measure(plan: Plan, directory: Path) -> Report:
             times_ms = _times(client, plan, conversations)
         rss_mib = _rss_mib(daemon)
         daemon.stop()
-    return Report("recall", tuple(_rows(found, times_ms)) + (
+    rows = (
+        *_rows(found, times_ms),
         row("embed_s", lag_s, "until every turn of the conversations had its vectors"),
         row("rss_mib", rss_mib, f"daemon and worker, {plan.memories:,} more memories"),
-    ), _notes(conversations))  # fmt: skip
+    )
+    return Report("recall", rows, _notes(conversations))
 
 
 def write_turns(client: libmem.Client, space: str, turns: Sequence[Turn]) -> None:

@@ -7,7 +7,6 @@ power cut the stamp tells. For tests, benchmarks and the demo, which ask `find_m
 """
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Final
 
@@ -15,9 +14,10 @@ import msgspec
 import xxhash
 
 from libmem.abi.errors import Errno, MemError
+from libmem.abi.paths import models_dir
 from memosd.tools.models.catalogue import Model, model_named
 
-__all__ = ["STAMP", "find_model", "is_finished", "models_dir", "write_stamp"]
+__all__ = ["STAMP", "find_model", "is_finished", "write_stamp"]
 
 STAMP: Final = "manifest.json"
 
@@ -34,15 +34,6 @@ class _Stamp(msgspec.Struct, frozen=True):
     revision: int
     files: dict[str, _File]
     """By path in the folder; the stamp itself is not among them."""
-
-
-def models_dir() -> Path:
-    """`$MEMOSD_MODELS_DIR`, else `$XDG_CACHE_HOME/memosd/models`, else below `~/.cache`."""
-    own = os.environ.get("MEMOSD_MODELS_DIR")
-    if own:
-        return Path(own).absolute()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "memosd/models"
 
 
 def find_model(name: str) -> Path:

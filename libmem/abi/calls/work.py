@@ -16,12 +16,15 @@ class JobReply(Value, frozen=True):
 
 
 class TakeJob(Call[JobReply], frozen=True):
+    """Whoever asks has loaded its model, and may ask again before it has finished."""
+
     classes: tuple[JobClass, ...] = tuple(JobClass)
     timeout_ms: int = 0
 
 
 class FinishJob(Call[Done], frozen=True):
     id: int
+    """0: none in particular. This worker cannot begin, `message` says why, and it ends."""
     body: bytes = b""
     errno: int = 0
     """Not 0: it failed, and `message` says why."""

@@ -7,8 +7,9 @@ import msgspec
 import pytest
 
 from libmem.abi.errors import Errno, MemError
+from libmem.abi.paths import models_dir
 from memosd.tools.models import catalogue
-from memosd.tools.models.cache import STAMP, find_model, models_dir
+from memosd.tools.models.cache import STAMP, find_model
 from memosd.tools.models.catalogue import CATALOGUE, Model
 from memosd.tools.models.make import make_model
 from tests.tools.models.conftest import Registry, silent
