@@ -29,15 +29,15 @@ _BEGIN_MAX_NS: Final = 600_000_000_000
 """To load a model, which may have to be fetched first."""
 _GRACE_NS: Final = 2_000_000_000
 """Between the request to end and the kill."""
-_KEEPS_DYING: Final = 2
-"""Deaths in a row, without a good job in between, that are no accident any more."""
+_KEEPS_DYING: Final = 3
+"""Deaths in a row that are no accident any more; one bad job makes two."""
 
 
 class _Place:
     """One worker, and those before it."""
 
-    __slots__ = ("deaths", "held", "jobs", "pid", "problem", "reason", "session", "starts", "state",
-                 "timer")  # fmt: skip
+    __slots__ = ("can_begin", "deaths", "held", "jobs", "pid", "problem", "reason", "session",
+                 "starts", "state", "timer")  # fmt: skip
 
     def __init__(self) -> None:
         self.pid = 0
@@ -48,6 +48,8 @@ class _Place:
         self.held = 0
         self.jobs = 0
         self.starts = 0
+        self.can_begin = True
+        """The last one came so far as to ask for work."""
         self.deaths = 0
         """Since the last good job."""
         self.problem = ""
@@ -80,10 +82,16 @@ class Crew:
         """Why no job can be done, for people; empty where one can."""
         if not self._count:
             return self._no_workers
-        dying = [place for place in self._places if _is_dying(place)]
-        if self._places and len(dying) == len(self._places):
-            return f"the worker keeps dying: {dying[0].problem}"
-        return ""
+        for place in self._places:
+            if place.state not in ("waiting", "starting"):
+                return ""
+            if place.can_begin and place.deaths < _KEEPS_DYING:
+                return ""
+        if not self._places:
+            return ""
+        first = self._places[0]
+        what = "the worker keeps dying" if first.can_begin else "no worker can begin"
+        return f"{what}: {first.problem}"
 
     @property
     def is_possible(self) -> bool:
@@ -112,6 +120,7 @@ class Crew:
 
     def _start_later(self, place: _Place, problem: str) -> None:
         place.deaths += 1
+        place.can_begin = place.state != "starting"
         pause_ns = min(_PAUSE_FIRST_NS << min(place.deaths - 1, 16), _PAUSE_MAX_NS)
         place.pid, place.state, place.problem = 0, "waiting", problem
         _log.warning("a worker ended", reason=problem, pause_s=pause_ns / 1e9)
@@ -208,10 +217,6 @@ class Crew:
             )
             for place in self._places
         )
-
-
-def _is_dying(place: _Place) -> bool:
-    return place.deaths >= _KEEPS_DYING and place.state in ("waiting", "starting")
 
 
 def _rss_bytes(pid: int) -> int:

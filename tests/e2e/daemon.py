@@ -58,6 +58,8 @@ class Daemon:
         self.config: str | None = None
         """TOML to run with instead of --user; the directories are given to it in any case."""
         self.environment: dict[str, str] = {}
+        self.module = "memosd"
+        """What is run."""
         self.process: subprocess.Popen[bytes] | None = None
         self.notifications: list[str] = []
         """Lines that the daemon sent to its service manager since it was started."""
@@ -112,7 +114,7 @@ class Daemon:
             file.write_text(self.config)
             source = ["--config", str(file)]
         directories = ["--data-dir", str(self.data_dir), "--runtime-dir", str(self.runtime_dir)]
-        return [sys.executable, "-m", "memosd", *source, *directories]
+        return [sys.executable, "-m", self.module, *source, *directories]
 
     def refuses_to_start(self) -> tuple[int, str]:
         """Start another one in the same way; the status and the words with which it ends."""
@@ -235,8 +237,10 @@ class Daemon:
                 found = self.descriptors()
                 frames = found.pop("memfd", 0)
                 seen[:] = [info, found, frames]
-                is_free = info.sessions == 1 and not ram.pinned_bytes and frames == ram.cubes
-                return is_free and found <= self._at_rest
+                idle = sum(worker.state == "idle" for worker in info.workers)
+                rest = self._at_rest + Counter({"socket": 2 * idle, "anon_inode": idle})
+                is_free = info.sessions == 1 + idle and not ram.pinned_bytes
+                return is_free and frames == ram.cubes and found <= rest
 
             try:
                 eventually(is_at_rest, "the daemon is at rest")
