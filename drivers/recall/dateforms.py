@@ -1,45 +1,43 @@
 """The forms in which people write a date, one method each.
 
-Called by dates.py alone, which knows what stands around a date. A method is given the index of a
-word and says which days the words from there on mean, or None. It looks at a few words at most and
-calls no other form twice, so a query of dates alone is read in time proportional to its length.
+Called by dates.py, which knows what stands around a date. A method is given the index of a word
+and says which days the words from there on mean, or None. It looks at a few words at most, so a
+query of dates alone is read in time proportional to its length.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final, NamedTuple
 
 from memosd.drivers.recall import days
 from memosd.drivers.recall.days import SEASONS, Calendar, Span
-from memosd.drivers.recall.words import Word
+from memosd.drivers.recall.words import APOSTROPHES, Word
 
-__all__ = ["MONTHS", "NUMBERS", "UNITS", "WEEKDAYS", "Forms", "Found"]
+__all__ = ["DASHES", "MONTHS", "WEEKDAYS", "Forms", "Found"]
 
 _MONTH_NAMES: Final = (
     "january february march april may june july august september october november december"
-).split()
-MONTHS: Final = (
-    {name: number for number, name in enumerate(_MONTH_NAMES, 1)}
-    | {name[:3]: number for number, name in enumerate(_MONTH_NAMES, 1)}
-    | {"sept": 9}
 )
+MONTHS: Final = {
+    form: number
+    for number, name in enumerate(_MONTH_NAMES.split(), 1)
+    for form in (name, name[:3], "sept" if name[:4] == "sept" else name)
+}
 WEEKDAYS: Final = {
     name: number
     for number, name in enumerate(
-        "monday tuesday wednesday thursday friday saturday sunday".split()
+        ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
     )
 }
-NUMBERS: Final = {
-    name: number
-    for number, name in enumerate(
-        "one two three four five six seven eight nine ten eleven twelve".split(), 1
-    )
-} | {"a": 1, "an": 1}
-UNITS: Final = {
+_NUMBER_WORDS: Final = "one two three four five six seven eight nine ten eleven twelve"
+_NUMBERS: Final = {name: number for number, name in enumerate(_NUMBER_WORDS.split(), 1)} | {
+    "a": 1,
+    "an": 1,
+}
+_ORDINALS: Final = {"first": 0, "second": 1, "third": 2, "fourth": 3, "last": -1}
+_UNITS: Final = {
     form: unit for unit in ("day", "week", "month", "year") for form in (unit, f"{unit}s")
 }
-"""`days` -> `day`."""
-
 _FEASTS: Final = {
     ("christmas", "eve"): (12, 24),
     ("christmas", "day"): (12, 25),
@@ -49,11 +47,28 @@ _FEASTS: Final = {
     ("new", "year", "'", "s", "eve"): (12, 31),
     ("new", "year", "'", "s", "day"): (1, 1),
 }
-_PARTS: Final = {"early": 0, "mid": 1, "middle": 1, "late": 2, "beginning": 0, "start": 0, "end": 2}
-_BARE_PARTS: Final = {"early", "mid", "late"}
-"""These stand right before a month; the others take an `of`."""
+_NEAR: Final = {
+    ("today",): 0,
+    ("tonight",): 0,
+    ("this", "morning"): 0,
+    ("this", "afternoon"): 0,
+    ("this", "evening"): 0,
+    ("last", "night"): -1,
+    ("yesterday",): -1,
+    ("tomorrow",): 1,
+    ("day", "before", "yesterday"): -2,
+    ("day", "after", "tomorrow"): 2,
+}
+"""In days from now."""
 
+_AWAY: Final = {"last": -1, "past": -1, "previous": -1, "this": 0, "next": 1, "coming": 1}
+_PARTS: Final = {"early": 0, "mid": 1, "late": 2}
+_PARTS_OF: Final = {"beginning": 0, "start": 0, "middle": 1, "end": 2}
 _ALSO_WORDS: Final = {"may", "march", "mar", "jan", "dec"}
+_SURELY: Final = {"in", "during", "since", "last", "next", "until", "till", "-", *_PARTS}
+"""After these even `may` is a month."""
+
+DASHES: Final = ("-", "\u2013")
 _DAY: Final = re.compile(r"(\d{1,2})(st|nd|rd|th)?")
 
 
@@ -66,26 +81,31 @@ class Found(NamedTuple):
     """One; without a year, one for each that it may be."""
     is_weak: bool = False
     """A date only where a preposition says so: `May`, `2023`."""
-    kept: int = 0
-    """So many of its words are more than a date, and stay: `Christmas`."""
+    is_relative: bool = False
+    """Counted from now."""
+    kept: Span = (0, 0)
+    """Those of its words that are more than a date, and stay: `Christmas`; first and behind."""
+
+
+def _found(end: int, spans: Iterable[Span | None], kept: Span = (0, 0)) -> Found | None:
+    known = tuple(span for span in spans if span)
+    return Found(end, known, kept=kept) if known else None
 
 
 class Forms:
     """The dates in the words of one query."""
 
-    def __init__(self, query: str, words: Sequence[Word], calendar: Calendar) -> None:
+    def __init__(
+        self, query: str, words: Sequence[Word], calendar: Calendar, names: Collection[str]
+    ) -> None:
         self._query = query
         self._words = words
         self._calendar = calendar
+        self._names = names
 
     def word(self, at: int) -> str:
         """Folded; empty where there is none."""
         return self._words[at].folded if 0 <= at < len(self._words) else ""
-
-    def is_capital(self, at: int) -> bool:
-        """Written like a name?"""
-        word = self._words[at]
-        return self._query[word.start : word.end].istitle()
 
     def date(self, at: int) -> Found | None:
         """The date that begins with this word."""
@@ -96,18 +116,12 @@ class Forms:
             return None
         if word[0].isdecimal():
             return self._numeric(at) or self._day_first(at) or self._year(at) or self._ago(at)
-        if word in _PARTS:
+        if word in _PARTS or word in _PARTS_OF:
             return self._part(at)
-        if word in ("last", "this", "next", "past", "previous", "coming"):
-            return self._relative(at)
-        return self._named(at) or self._near(at) or self._ago(at)
+        return self._named(at) or self._slice(at) or self._from_now(at)
 
     def _named(self, at: int) -> Found | None:
         return self._month_first(at) or self._season(at) or self._feast(at)
-
-    def _dated(self, end: int, spans: Iterable[Span | None], kept: int = 0) -> Found | None:
-        known = tuple(span for span in spans if span)
-        return Found(end, known, kept=kept) if known else None
 
     def _numeric(self, at: int) -> Found | None:
         """2023-05-04, 13/05/2023, 05/13/2023; 04/05/2023 is either, and 04.05.2023 the fourth."""
@@ -116,203 +130,202 @@ class Forms:
         word = self.word(at).partition("t")[0]
         first, second, third = (int(part) for part in re.split(r"[-/.]", word))
         if first > 31:
-            return self._dated(at + 1, [days.day(first, second, third)])
+            return _found(at + 1, [days.day(first, second, third)])
         readings = {days.day(third, second, first)}
         if "." not in word:
             readings.add(days.day(third, first, second))
         readings.discard(None)
-        return self._dated(at + 1, readings) if len(readings) == 1 else None
+        return _found(at + 1, readings) if len(readings) == 1 else None
 
-    def _day_number(self, at: int) -> int:
-        found = _DAY.fullmatch(self.word(at)) if self.word(at)[:1].isdecimal() else None
+    def day_number(self, at: int) -> int:
+        """4 of `4` or `4th`; 0 where there is none."""
+        found = _DAY.fullmatch(self.word(at))
         return int(found[1]) if found else 0
+
+    def _day_numbers(self, at: int, joints: Collection[str]) -> tuple[int, int, int]:
+        """(the word after them, first, last) of `4` or `4-6`; first is 0 where there are none."""
+        first, last = self.day_number(at), self.day_number(at + 2)
+        if last > first > 0 and self.word(at + 1) in joints:
+            return at + 3, first, last
+        return at + 1, first, first
 
     def _year_number(self, at: int) -> int:
         word = self.word(at)
-        return int(word) if len(word) == 4 and word.isascii() and word.isdecimal() else 0
+        return int(word) if len(word) == 4 and word.isdecimal() else 0
 
-    def _with_year(self, at: int) -> tuple[int, Iterable[int]]:
+    def _with_year(self, at: int) -> tuple[int, Sequence[int]]:
         """(the first word after a year that may follow, the years that are meant)."""
-        for skipped in (at, at + 1):
-            if self._year_number(skipped) in days.YEARS and (
-                skipped == at or self.word(at) in (",", "of", "in")
-            ):
-                return skipped + 1, (self._year_number(skipped),)
-        return at, self._calendar.years
+        after = at + (self.word(at) in (",", "of", "in"))
+        number = self._year_number(after)
+        return (after + 1, (number,)) if number in days.YEARS else (at, self._calendar.years)
 
     def _after_month(self, at: int) -> int:
         """Behind the month's name and the dot of its short form."""
         return at + 2 if self.word(at + 1) == "." and len(self.word(at)) < 5 else at + 1
 
+    def _days_of(self, years: Sequence[int], in_month: int, numbers: Span) -> list[Span | None]:
+        firsts = [days.day(year, in_month, numbers[0]) for year in years]
+        lasts = [days.day(year, in_month, numbers[1]) for year in years]
+        return [
+            (first[0], last[1]) if first and last else None
+            for first, last in zip(firsts, lasts, strict=True)
+        ]
+
     def _day_first(self, at: int) -> Found | None:
-        """4 May, 4th of May 2023."""
-        number = self._day_number(at)
-        after = at + 2 if self.word(at + 1) == "of" else at + 1
+        """4 May, 4th of May 2023, 4-6 May."""
+        after, first, last = self._day_numbers(at, (*DASHES, "to", "and"))
+        is_plain = self.word(after) != "of" and self.word(at).isdecimal()
+        after += self.word(after) == "of"
         name = self.word(after)
-        if not number or name not in MONTHS:
+        if not first or name not in MONTHS:
             return None
         end, years = self._with_year(self._after_month(after))
-        is_plain = after == at + 1 and self.word(at).isdecimal() and years is self._calendar.years
-        if is_plain and name in _ALSO_WORDS and not self.is_capital(after):
+        if is_plain and years is self._calendar.years and self._is_word(after):
             return None  # `section 4 may apply`
-        return self._dated(end, [days.day(year, MONTHS[name], number) for year in years])
+        return _found(end, self._days_of(years, MONTHS[name], (first, last)))
 
     def _month_first(self, at: int) -> Found | None:
-        """May 4th, May 4, 2023; May 2023, and May alone, which is weak."""
+        """May 4th, May 4-6, 2023; May 2023, and May alone, which is weak."""
         name = self.word(at)
         if name not in MONTHS:
             return None
         after = self._after_month(at)
-        at_day = after + 1 if self.word(after) == "the" else after
-        number = self._day_number(at_day)
-        if number and (name not in _ALSO_WORDS or self.is_capital(at)):
-            end, years = self._with_year(at_day + 1)
-            return self._dated(end, [days.day(year, MONTHS[name], number) for year in years])
+        at_day = after + (self.word(after) == "the")
+        at_year, first, last = self._day_numbers(at_day, (*DASHES, "to"))
+        if first and not self._is_word(at):
+            end, years = self._with_year(at_year)
+            return _found(end, self._days_of(years, MONTHS[name], (first, last)))
         end, years = self._with_year(after)
-        found = self._dated(end, [days.month(year, MONTHS[name]) for year in years])
-        if years is not self._calendar.years or not found:
-            return found
-        # The dot may end the sentence, and is no loss.
-        return self._weak(found._replace(end=at + 1), at, _ALSO_WORDS)
-
-    def _weak(self, found: Found, at: int, also_words: Iterable[str]) -> Found | None:
-        """Alone, a word that is a month as well is one after `in` and the like, or as a name."""
-        before = self.word(at - 1)
-        sure = before in ("in", "during", "since", "last", "next", "until", "till", *_BARE_PARTS)
-        if self.word(at) in also_words and not sure and not self.is_capital(at):
+        if years is not self._calendar.years:
+            return _found(end, [days.month(year, MONTHS[name]) for year in years])
+        if self.word(at - 1) not in _SURELY and (self._is_word(at) or self._is_name(at)):
             return None
-        return found._replace(is_weak=True)
+        return self._weak(at + 1, [days.month(year, MONTHS[name]) for year in years])
+
+    def _weak(self, end: int, spans: Iterable[Span | None]) -> Found | None:
+        found = _found(end, spans)
+        return found._replace(is_weak=True) if found else None
+
+    def _typed(self, at: int) -> str:
+        return self._query[self._words[at].start : self._words[at].end]
+
+    def _is_word(self, at: int) -> bool:
+        """Is this month written like the word that it is as well?"""
+        return self.word(at) in _ALSO_WORDS and not self._typed(at).istitle()
+
+    def _is_name(self, at: int) -> bool:
+        """Is this month, or season, somebody's name as well?"""
+        return self._typed(at) in self._names
 
     def _season(self, at: int) -> Found | None:
-        """Summer 2023, and summer alone, which is weak. A winter has two years."""
+        """Summer 2023, and summer alone, which is weak. A year has two winters."""
         name = self.word(at)
         if name not in SEASONS:
             return None
         end, years = self._with_year(at + 1)
         begun = {begins for year in years for begins in (year, year - (name == "winter"))}
-        found = self._dated(end, [days.season(year, name) for year in sorted(begun)])
-        if found and years is self._calendar.years:
-            return found._replace(is_weak=True)
-        return found
+        spans = [days.season(year, name) for year in sorted(begun)]
+        if years is not self._calendar.years:
+            return _found(end, spans)
+        return None if self._is_name(at) else self._weak(end, spans)
 
     def _feast(self, at: int) -> Found | None:
+        """Christmas 2022. What feast it was can be said in a memory, so its words stay."""
         for names, (in_month, number) in _FEASTS.items():
-            if self.word(at) != names[0]:
-                continue
-            if all(self.word(at + i) in (name, "’") for i, name in enumerate(names)):
+            if self._are(at, names):
                 end, years = self._with_year(at + len(names))
                 spans = [days.day(year, in_month, number) for year in years]
-                found = self._dated(end, spans, kept=len(names))
+                found = _found(end, spans, kept=(at, at + len(names)))
                 is_weak = years is self._calendar.years
                 return found._replace(is_weak=is_weak) if found else None
         return None
 
+    def _are(self, at: int, names: Sequence[str]) -> bool:
+        return self.word(at) == names[0] and all(
+            self.word(at + i) in (APOSTROPHES if name == "'" else (name,))
+            for i, name in enumerate(names)
+        )
+
     def _year(self, at: int) -> Found | None:
-        span = days.year(self._year_number(at))
-        return Found(at + 1, (span,), is_weak=True) if span else None
+        return self._weak(at + 1, [days.year(self._year_number(at))])
 
     def _part(self, at: int) -> Found | None:
         """Early May, the end of 2023: a third of it."""
-        after = at + 1
-        if self.word(at) in _BARE_PARTS:
-            after += self.word(after) == "-"
-        elif self.word(after) != "of":
-            return None
+        word = self.word(at)
+        if word in _PARTS:
+            after = at + 1 + (self.word(at + 1) == "-")
         else:
-            after += 1
-        after += self.word(after) == "the"
-        if self.word(after) in ("last", "this", "next"):
-            whole = self._relative(after)
-        else:
-            whole = self._named(after) or self._year(after)
-        if not whole or whole.kept:
-            return None
-        which = _PARTS[self.word(at)]
-        long = [days.third(span, which) for span in whole.spans if span[0] < span[1]]
-        return self._dated(whole.end, long)
+            after = at + 2 if self.word(at + 1) == "of" else len(self._words)
+        whole = self._long(after)
+        which = _PARTS.get(word, _PARTS_OF.get(word, 0))
+        return whole and whole._replace(
+            spans=tuple(days.slice_of(span, which, 3) for span in whole.spans), is_weak=False
+        )
 
-    def _near(self, at: int) -> Found | None:
-        """Today, and the days around it."""
-        now = self._calendar.now
-        for names, offset in (
-            (("today",), 0),
-            (("tonight",), 0),
-            (("yesterday",), -1),
-            (("tomorrow",), 1),
-            (("day", "before", "yesterday"), -2),
-            (("day", "after", "tomorrow"), 2),
-        ):
-            if all(self.word(at + i) == name for i, name in enumerate(names)):
-                return Found(at + len(names), ((now + offset, now + offset),))
-        return None
+    def _long(self, at: int) -> Found | None:
+        """A month, a season or a year, in any form."""
+        at += self.word(at) == "the"
+        found = self._named(at) or self._year(at) or self._away(at)
+        is_long = found and not any(found.kept) and all(last > first for first, last in found.spans)
+        return found if is_long else None
+
+    def _slice(self, at: int) -> Found | None:
+        """The first half, the second week or the last quarter of a month, a season or a year."""
+        which, name = _ORDINALS.get(self.word(at)), self.word(at + 1)
+        if which is None or name not in ("half", "quarter", "week") or self.word(at + 2) != "of":
+            return None
+        whole = self._long(at + 3)
+        if not whole:
+            return None
+        if name == "week":
+            spans = [days.week_of(span, which) for span in whole.spans]
+        else:
+            count = 2 if name == "half" else 4
+            spans = [days.slice_of(span, which % count, count) for span in whole.spans]
+        return whole._replace(spans=tuple(spans), is_weak=False)
 
     def count(self, at: int) -> tuple[int, str]:
         """(N, the unit) of `N days`; (0, "") where it does not say so."""
-        word, unit = self.word(at), UNITS.get(self.word(at + 1), "")
-        number = NUMBERS.get(word, 0)
-        if not number and word.isascii() and word.isdecimal() and len(word) < 4:
+        word, unit = self.word(at), _UNITS.get(self.word(at + 1), "")
+        number = _NUMBERS.get(word, 0)
+        if not number and word.isdecimal() and len(word) < 4:
             number = int(word)
         return (number, unit) if number and unit else (0, "")
 
+    def _from_now(self, at: int) -> Found | None:
+        """Counted from now: today, three days ago, last May."""
+        now = self._calendar.now
+        for names, offset in _NEAR.items():
+            if self._are(at, names):
+                day = now + offset
+                return Found(at + len(names), ((day, day),), is_relative=True)
+        return self._ago(at) or self._away(at)
+
     def _ago(self, at: int) -> Found | None:
-        """Three days ago: that day, the days around it, the month or the year."""
+        """Three days ago: that day, the week around it, the month or the year."""
         number, unit = self.count(at)
         if not unit or self.word(at + 2) != "ago":
             return None
-        now = self._calendar.now
-        if unit == "day":
-            span: Span | None = (now - number, now - number)
-        elif unit == "week":
-            span = (now - 7 * number - 3, now - 7 * number + 3)
-        elif unit == "month":
-            span = days.months_from(now, -number)
-        else:
-            span = days.year(days.year_of(now) - number)
-        return self._dated(at + 3, [span])
+        found = _found(at + 3, [days.units_away(self._calendar.now, unit, -number)])
+        return found._replace(is_relative=True) if found else None
 
-    def _relative(self, at: int) -> Found | None:
+    def _away(self, at: int) -> Found | None:
         """Last week, this May, next Monday, the past three days."""
-        word = {"past": "last", "previous": "last", "coming": "next"}.get(
-            self.word(at), self.word(at)
-        )
-        offset = {"last": -1, "this": 0, "next": 1}[word]
-        name = self.word(at + 1)
-        if name in UNITS or name in WEEKDAYS or name in ("weekend", "night"):
-            return self._dated(at + 2, [self._unit_away(name, offset)])
+        offset = _AWAY.get(self.word(at))
+        if offset is None:
+            return None
+        now, name = self._calendar.now, self.word(at + 1)
         number, unit = self.count(at + 1)
         if unit and offset < 0:
-            long = number * {"day": 1, "week": 7, "month": 30, "year": 365}[unit]
-            return self._dated(at + 3, [(self._calendar.now - long, self._calendar.now)])
-        found = self._named(at + 1)
-        if not found or not found.is_weak:
-            return None
-        return self._dated(found.end, [self._named_away(found.spans, offset)], found.kept)
-
-    def _unit_away(self, name: str, offset: int) -> Span | None:
-        now = self._calendar.now
-        monday = days.week(now)[0]
-        if name in WEEKDAYS:
-            on = monday + WEEKDAYS[name]
-            if offset:
-                # The nearest one that is not today.
-                on += 7 * offset * ((on - now) * offset <= 0)
-            return on, on
-        if name == "weekend":
-            saturday = monday + 5 + 7 * offset
-            return saturday, saturday + 1
-        if name == "night":
-            return (now + offset, now + offset) if offset <= 0 else None
-        if name == "week":
-            return days.week(now, offset)
-        if name == "month":
-            return days.months_from(now, offset)
-        return days.year(days.year_of(now) + offset) if name == "year" else None
-
-    def _named_away(self, spans: Sequence[Span], offset: int) -> Span | None:
-        """Of the same month, season or feast in several years, the one meant."""
-        now = self._calendar.now
-        if offset < 0:
-            return max((span for span in spans if span[1] < now), default=None)
-        if offset > 0:
-            return min((span for span in spans if span[0] > now), default=None)
-        return max((s for s in spans if days.year_of(s[0]) == days.year_of(now)), default=None)
+            found = _found(at + 3, [(now - number * days.LENGTHS[unit], now)])
+        elif name in WEEKDAYS:
+            found = _found(at + 2, [days.weekday_away(now, WEEKDAYS[name], offset)])
+        elif name in ("week", "weekend", "month", "year"):
+            found = _found(at + 2, [days.period_away(now, name, offset)])
+        else:
+            named = self._named(at + 1)
+            if not named or not named.is_weak:
+                return None
+            span = days.nearest(named.spans, now, offset)
+            found = _found(named.end, [span], named.kept)
+        return found._replace(is_relative=True) if found else None

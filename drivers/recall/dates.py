@@ -1,25 +1,32 @@
-"""The dates that a query names.
+"""The dates that a query names, and what stands around them: prepositions, `two days before`.
 
 Pure functions, called by reading.py. What no memory can have happened at is not understood: its
-words stay in the query, where they can still be found in a text. At most DATES_MAX dates are read.
+words stay in the query, where they can still be found in a text. The same goes for `yesterday`
+beside a date in full, which is the day before some other day than today.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final, NamedTuple
 
-from memosd.drivers.recall.dateforms import WEEKDAYS, Forms, Found
-from memosd.drivers.recall.days import Calendar, Span, Timeline, nanoseconds
-from memosd.drivers.recall.words import Word
+from memosd.drivers.recall.dateforms import DASHES, MONTHS, WEEKDAYS, Forms, Found
+from memosd.drivers.recall.days import LENGTHS, Calendar, Span, Timeline, nanoseconds
+from memosd.drivers.recall.stopwords import STOP_WORDS
+from memosd.drivers.recall.words import Word, possessive
 
 __all__ = ["DATES_MAX", "Anchor", "Dates", "dates_of"]
 
 DATES_MAX: Final = 16
+"""Dates that are read in one query."""
 
-_IN: Final = frozenset("in on at during of by around over throughout for".split())
-_OPEN: Final = frozenset("since before after until till".split())
+_IN: Final = frozenset(("in", "on", "at", "during", "around", "over", "throughout", "from"))
+_OF: Final = frozenset(("of", "by"))
+"""Before a month or a year they say when, before another date that is weak they do not."""
+
+_OPEN: Final = frozenset(("since", "before", "after", "until", "till"))
+_JOINTS: Final = frozenset(("and", "to", "until", "till", "through", *DASHES))
 _ENDS: Final = frozenset('.,;:?!()[]"')
 _ANCHOR_WORDS_MAX: Final = 12
-_LONG: Final = {"day": 1, "week": 7, "month": 30, "year": 365}
+_SUNDAY: Final = WEEKDAYS["sunday"]
 
 
 class Anchor(NamedTuple):
@@ -35,49 +42,77 @@ class Anchor(NamedTuple):
 class Dates(NamedTuple):
     """What was understood."""
 
-    spans: tuple[tuple[int, int], ...]
+    spans: tuple[tuple[int, int], ...] = ()
     """First and last ns, inclusive, of whole days."""
-    anchors: tuple[Anchor, ...]
-    leaving: tuple[tuple[int, int], ...]
+    anchors: tuple[Anchor, ...] = ()
+    leaving: tuple[tuple[int, int], ...] = ()
     """The parts of the query that said so: characters, start and end."""
 
 
-def dates_of(query: str, words: Sequence[Word], timeline: Timeline) -> Dates:
-    """Read every date; none where nothing has an event time."""
+class _Offset(NamedTuple):
+    """`Two days before`, `the Sunday after`."""
+
+    end: int
+    """The first word of what is counted from."""
+    first: int
+    last: int
+    unit: str
+    """Of what is counted; a name of a day stands for the one day in `first` to `last`."""
+
+
+class _Taken(NamedTuple):
+    date: Found
+    leaving: tuple[tuple[int, int], ...]
+
+
+def dates_of(
+    query: str, words: Sequence[Word], timeline: Timeline, names: Collection[str] = ()
+) -> Dates:
+    """Read every date; none where nothing has an event time.
+
+    `names` are whoever may be meant by `May`.
+    """
     if not timeline.first_ns and not timeline.last_ns:
-        return Dates((), (), ())
-    return _Reader(query, words, Calendar(timeline)).read()
+        return Dates()
+    return _Reader(query, words, Calendar(timeline), names).read()
 
 
 class _Reader:
     """Goes through the words once."""
 
-    def __init__(self, query: str, words: Sequence[Word], calendar: Calendar) -> None:
+    def __init__(
+        self, query: str, words: Sequence[Word], calendar: Calendar, names: Collection[str]
+    ) -> None:
         self._query = query
         self._words = words
         self._calendar = calendar
-        self._forms = Forms(query, words, calendar)
-        self._spans: dict[Span, None] = {}
+        self._forms = Forms(query, words, calendar, names)
+        self._taken: list[_Taken] = []
         self._anchors: list[Anchor] = []
-        self._leaving: list[tuple[int, int]] = []
 
     def read(self) -> Dates:
         at = 0
-        while at < len(self._words) and len(self._leaving) + len(self._anchors) < DATES_MAX:
+        while at < len(self._words) and len(self._taken) + len(self._anchors) < DATES_MAX:
             found = self._prefixed(at) or self._counted(at) or self._bare(at)
-            if found and self._take(at, found):
-                at = found.end
-            else:
-                at = self._anchored(at) or at + 1
-        spans = tuple(nanoseconds(span) for span in self._spans)
-        return Dates(spans, tuple(self._anchors), tuple(self._leaving))
+            is_taken = found and self._take(at, found)
+            at = found.end if found and is_taken else self._anchored(at) or at + 1
+        is_absolute = any(not taken.date.is_relative for taken in self._taken)
+        counted = [t for t in self._taken if not (is_absolute and t.date.is_relative)]
+        spans = dict.fromkeys(nanoseconds(span) for taken in counted for span in taken.date.spans)
+        leaving = tuple(part for taken in counted for part in taken.leaving)
+        return Dates(tuple(spans), tuple(self._anchors), leaving)
 
     def _take(self, at: int, found: Found) -> bool:
-        told = [span for span in found.spans if self._calendar.is_told(span)]
+        told = tuple(span for span in found.spans if self._calendar.is_told(span))
         if not told:
             return False
-        self._spans.update(dict.fromkeys(told))
-        self._leaving.append((self._words[at].start, self._words[found.end - 1].end))
+        start, end = self._words[at].start, self._words[found.end - 1].end
+        end += possessive(self._query, end)
+        leaving: tuple[tuple[int, int], ...] = ((start, end),)
+        if any(found.kept):
+            first, behind = found.kept
+            leaving = ((start, self._words[first].start), (self._words[behind - 1].end, end))
+        self._taken.append(_Taken(found._replace(spans=told), leaving))
         return True
 
     def _bare(self, at: int) -> Found | None:
@@ -87,20 +122,25 @@ class _Reader:
     def _prefixed(self, at: int) -> Found | None:
         """A date with the preposition that introduces it."""
         word = self._forms.word(at)
-        if word == "between" or word == "from":
-            between = self._between(at + 1)
-            if between:
-                return between
+        if word in ("between", "from"):
+            found = self._between(at + 1)
+            if found:
+                return found
         if word in _OPEN:
-            found = self._forms.date(at + 1)
+            found = self._counted(at + 1) or self._forms.date(at + 1)
             return self._open(word, found) if found else None
-        return self._forms.date(at + 1) if word in _IN or word == "from" else None
+        if word in _IN:
+            return self._counted(at + 1) or self._forms.date(at + 1)
+        if word in _OF and (self._forms.word(at + 1) in MONTHS or self._is_year(at + 1)):
+            return self._forms.date(at + 1)
+        return self._bare(at + 1) if word in ("for", "between", *_OF) else None
+
+    def _is_year(self, at: int) -> bool:
+        return self._forms.word(at)[:1].isdecimal()
 
     def _open(self, word: str, found: Found) -> Found | None:
-        """Since, before, after, until a date."""
+        """Since, before, after or until a date."""
         date = self._calendar.latest(found.spans)
-        if not date:
-            return None
         first, last = {
             "since": (date[0], self._calendar.last),
             "before": (self._calendar.first, date[0] - 1),
@@ -109,60 +149,57 @@ class _Reader:
         return found._replace(spans=((first, last),)) if first <= last else None
 
     def _between(self, at: int) -> Found | None:
-        """X and Y, X to Y."""
+        """X and Y, X to Y; the year that one lacks is the other's, or the nearest."""
         start = self._forms.date(at)
-        if not start or self._forms.word(start.end) not in ("and", "to", "until", "till", "-", "–"):
+        if not start or self._forms.word(start.end) not in _JOINTS:
             return None
         end = self._forms.date(start.end + 1)
         if not end:
             return None
-        if len(end.spans) == 1:
-            begun = [span for span in start.spans if span[0] <= end.spans[0][1]]
-            pairs = [(begun[-1], end.spans[0])] if begun else []
-        else:
-            pairs = [
-                (first, later[0])
-                for first in start.spans
-                if (later := [last for last in end.spans if last[1] >= first[0]])
-            ]
-        spans = tuple((first[0], last[1]) for first, last in pairs)
-        return Found(end.end, spans) if spans else None
+        lasts = sorted(end.spans)
+        pairs = [
+            (first[0], later[0][1])
+            for first in sorted(start.spans)
+            if (later := [last for last in lasts if last[1] >= first[0]])
+        ]
+        if len(lasts) == 1:
+            pairs = pairs[-1:]
+        is_relative = start.is_relative and end.is_relative
+        return Found(end.end, tuple(pairs), is_relative=is_relative) if pairs else None
 
-    def _offset(self, at: int) -> tuple[int, Span] | None:
-        """`Two days before`, `the week after`: (the word after it, days before and after)."""
+    def _offset(self, at: int) -> _Offset | None:
         forms = self._forms
-        after = at + (forms.word(at) == "the")
-        number, unit = forms.count(after)
+        number, unit = forms.count(at + (forms.word(at) == "the"))
         if unit:
-            middle, slack = number * _LONG[unit], _LONG[unit] // 2 if unit != "day" else 0
-            near, far = middle - slack, middle + slack
-            after += 2
-        elif after > at and (forms.word(after) in _LONG or forms.word(after) in WEEKDAYS):
-            near, far = 1, _LONG.get(forms.word(after), 7)
-            after += 1
+            end = at + (forms.word(at) == "the") + 2
+            slack = LENGTHS[unit] // 2 if unit != "day" else 0
+            near, far = number * LENGTHS[unit] - slack, number * LENGTHS[unit] + slack
         else:
-            return None
-        if forms.word(after) == "before":
-            return after + 1, (-far, -near)
-        return (after + 1, (near, far)) if forms.word(after) == "after" else None
+            unit, end = forms.word(at + 1), at + 2
+            if forms.word(at) not in ("the", "last") or unit not in (
+                *LENGTHS,
+                *WEEKDAYS,
+                "weekend",
+            ):
+                return None
+            near, far = 1, LENGTHS.get(unit, 7)
+        if forms.word(end) == "before":
+            return _Offset(end + 1, -far, -near, unit)
+        return _Offset(end + 1, near, far, unit) if forms.word(end) == "after" else None
 
     def _counted(self, at: int) -> Found | None:
         """Days counted from a date: `two days before 4 May`, `the Sunday after 4 May`."""
         offset = self._offset(at)
-        date = self._forms.date(offset[0]) if offset else None
+        date = self._forms.date(offset.end) if offset else None
         if not offset or not date:
             return None
-        near, far = offset[1]
-        spans = tuple((first + near, last + far) for first, last in date.spans)
-        weekday = WEEKDAYS.get(self._forms.word(at + 1))
-        if weekday is not None:
-            spans = tuple(
-                (on, on)
-                for first, last in spans
-                for on in range(first, min(last, first + 6) + 1)
-                if (on - 1) % 7 == weekday
-            )
-        return date._replace(spans=spans, is_weak=False, kept=0)
+        spans = tuple(
+            _narrowed((last + offset.first, last + offset.last), offset)
+            if offset.first > 0
+            else _narrowed((first + offset.first, first + offset.last), offset)
+            for first, last in date.spans
+        )
+        return date._replace(spans=spans, is_weak=False, kept=(0, 0))
 
     def _anchored(self, at: int) -> int:
         """Note days counted from what is no date; the first word after it, 0 where there is none.
@@ -172,13 +209,30 @@ class _Reader:
         offset = self._offset(at)
         if not offset:
             return 0
-        end = offset[0]
-        while end < len(self._words) and end - offset[0] < _ANCHOR_WORDS_MAX:
-            if self._words[end].folded in _ENDS:
-                break
+        end = offset.end
+        limit = min(len(self._words), end + _ANCHOR_WORDS_MAX)
+        while end < limit and self._words[end].folded not in _ENDS:
             end += 1
-        if end == offset[0]:
+        event = self._words[offset.end : end]
+        # `The day after that`, `the week before last`: nothing to look for.
+        if all(word.folded in STOP_WORDS or word.folded in ("last", "next") for word in event):
             return 0
-        text = self._query[self._words[offset[0]].start : self._words[end - 1].end]
-        self._anchors.append(Anchor(text, *offset[1]))
+        text = self._query[event[0].start : event[-1].end]
+        self._anchors.append(Anchor(text, offset.first, offset.last))
         return end
+
+
+def _narrowed(span: Span, offset: _Offset) -> Span:
+    """Of seven days the one with the name that is counted, or the weekend that lies beside them."""
+    if offset.unit in WEEKDAYS:
+        return _on(span, WEEKDAYS[offset.unit])
+    if offset.unit == "weekend":
+        # Its nearer day is within the seven: the Sunday before, the Saturday after.
+        sunday = _on(span, _SUNDAY)[0] if offset.first < 0 else _on(span, _SUNDAY - 1)[0] + 1
+        return sunday - 1, sunday
+    return span
+
+
+def _on(week: Span, weekday: int) -> Span:
+    on = week[0] + (weekday - (week[0] - 1)) % 7
+    return on, on

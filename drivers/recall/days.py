@@ -1,8 +1,8 @@
 """Days, and the spans of days that a calendar has names for.
 
 Pure functions, called by the reading of dates. A day is a `date.toordinal`, a span its first and
-last day, both included, in UTC. Invariant: every span that comes from here has first <= last and
-lies within YEARS, so that its nanoseconds fit into 64 bits.
+last day, both included, in UTC. Invariant: every span that comes from here has first <= last, and
+`nanoseconds` of any span fit into 64 bits.
 """
 
 from calendar import monthrange
@@ -11,6 +11,7 @@ from datetime import date
 from typing import Final, NamedTuple
 
 __all__ = [
+    "LENGTHS",
     "SEASONS",
     "TOLD_WITHIN_DAYS",
     "YEARS",
@@ -19,11 +20,14 @@ __all__ = [
     "Timeline",
     "day",
     "month",
-    "months_from",
     "nanoseconds",
+    "nearest",
+    "period_away",
     "season",
-    "third",
-    "week",
+    "slice_of",
+    "units_away",
+    "week_of",
+    "weekday_away",
     "year",
 ]
 
@@ -32,11 +36,14 @@ Span = tuple[int, int]
 YEARS: Final = range(1678, 2262)
 """What nanoseconds since 1970 in 64 bits can say."""
 
+LENGTHS: Final = {"day": 1, "week": 7, "month": 30, "year": 365}
+"""In days, where people count in them."""
+
 SEASONS: Final = {"spring": 3, "summer": 6, "autumn": 9, "fall": 9, "winter": 12}
 """The first month of each, as meteorologists north of the equator have it."""
 
 TOLD_WITHIN_DAYS: Final = 7
-"""How much later than it happened a thing is told, at most."""
+"""How much later than it happened a thing is told, at most (docs/design/0005, section 2)."""
 
 _YEARS_MAX: Final = 32
 """Of a longer timeline, how many of its last years a date without a year may mean."""
@@ -64,23 +71,26 @@ class Calendar:
         ends = sorted((_day_of(timeline.first_ns), _day_of(timeline.last_ns)))
         self.first, self.last = ends
         self.now = _day_of(timeline.now_ns or timeline.last_ns)
-        last_year = date.fromordinal(self.last).year
-        first_year = max(date.fromordinal(self.first).year, last_year - _YEARS_MAX + 1)
-        self.years = range(first_year, last_year + 1)
+        last_year = _year_of(self.last)
+        self.years = range(max(_year_of(self.first), last_year - _YEARS_MAX + 1), last_year + 1)
 
     def is_told(self, span: Span) -> bool:
-        """Can anything be found that happened, or was told, in this span?"""
+        """Can anything be found that happened in this span, or was told soon after it?"""
         return span[0] <= self.last and span[1] + TOLD_WITHIN_DAYS >= self.first
 
-    def latest(self, spans: Iterable[Span]) -> Span | None:
-        """The last that has begun by now; the first to come where none has."""
+    def latest(self, spans: Iterable[Span]) -> Span:
+        """Of one or more, the last that has begun by now; else the first to come."""
         ordered = sorted(spans)
         begun = [span for span in ordered if span[0] <= self.now]
-        return begun[-1] if begun else next(iter(ordered), None)
+        return begun[-1] if begun else ordered[0]
 
 
 def _day_of(ns: int) -> int:
     return min(max(ns // _DAY_NS + _EPOCH, _FIRST), _LAST)
+
+
+def _year_of(of_day: int) -> int:
+    return date.fromordinal(of_day).year
 
 
 def nanoseconds(span: Span) -> tuple[int, int]:
@@ -90,12 +100,10 @@ def nanoseconds(span: Span) -> tuple[int, int]:
 
 
 def day(in_year: int, in_month: int, number: int) -> Span | None:
-    if in_year not in YEARS or not 1 <= in_month <= 12:
+    whole = month(in_year, in_month)
+    if not whole or not 1 <= number <= whole[1] - whole[0] + 1:
         return None
-    if not 1 <= number <= monthrange(in_year, in_month)[1]:
-        return None
-    ordinal = date(in_year, in_month, number).toordinal()
-    return ordinal, ordinal
+    return whole[0] + number - 1, whole[0] + number - 1
 
 
 def month(in_year: int, number: int) -> Span | None:
@@ -113,30 +121,62 @@ def year(number: int) -> Span | None:
 
 def season(in_year: int, name: str) -> Span | None:
     """Winter is the one that begins in that year."""
-    first, last_month = month(in_year, SEASONS[name]), SEASONS[name] + 2
+    last_month = SEASONS[name] + 2
+    first = month(in_year, SEASONS[name])
     last = month(in_year + (last_month > 12), (last_month - 1) % 12 + 1)
     return (first[0], last[1]) if first and last else None
 
 
-def week(of_day: int, offset: int = 0) -> Span:
-    """The week, from Monday on, that the day is in, or one so many weeks away from it."""
-    first = of_day - (of_day - 1) % 7 + 7 * offset
-    return first, first + 6
+def slice_of(span: Span, which: int, count: int) -> Span:
+    """Of so many slices that a span is cut into, one; `which` counts from 0."""
+    length = span[1] - span[0] + 1
+    first = span[0] + length * which // count
+    return first, max(first, span[0] + length * (which + 1) // count - 1)
 
 
-def months_from(of_day: int, offset: int) -> Span | None:
-    """The month so many months away from the one that the day is in."""
-    start = date.fromordinal(of_day)
-    count = start.year * 12 + start.month - 1 + offset
-    return month(count // 12, count % 12 + 1)
+def week_of(span: Span, which: int) -> Span:
+    """Of a span's weeks from its first day on, one, within it; -1: its last seven days."""
+    if which < 0:
+        return max(span[0], span[1] - 6), span[1]
+    first = min(span[0] + 7 * which, span[1])
+    return first, min(first + 6, span[1])
 
 
-def third(span: Span, which: int) -> Span:
-    """The first (0), middle (1) or last (2) third of a span's days."""
-    days = span[1] - span[0] + 1
-    first = span[0] + days * which // 3
-    return first, max(first, span[0] + days * (which + 1) // 3 - 1)
+def units_away(now: int, unit: str, number: int) -> Span | None:
+    """So many days, weeks, months or years away: a day, the week around one, a month, a year."""
+    if unit == "day":
+        return now + number, now + number
+    if unit == "week":
+        return now + 7 * number - 3, now + 7 * number + 3
+    return period_away(now, unit, number)
 
 
-def year_of(of_day: int) -> int:
-    return date.fromordinal(of_day).year
+def period_away(now: int, name: str, number: int) -> Span | None:
+    """The week (from Monday on), weekend, month or year so many away from the one of today."""
+    monday = now - (now - 1) % 7 + 7 * number
+    if name == "week":
+        return monday, monday + 6
+    if name == "weekend":
+        return monday + 5, monday + 6
+    if name == "month":
+        start = date.fromordinal(now)
+        count = start.year * 12 + start.month - 1 + number
+        return month(count // 12, count % 12 + 1)
+    return year(_year_of(now) + number)
+
+
+def weekday_away(now: int, weekday: int, direction: int) -> Span:
+    """The nearest such day before (-1) or after (1) today, or this week's (0); Monday is 0."""
+    on = now - (now - 1) % 7 + weekday
+    if direction and (on - now) * direction <= 0:
+        on += 7 * direction
+    return on, on
+
+
+def nearest(spans: Iterable[Span], now: int, direction: int) -> Span | None:
+    """Of a month's or a season's years, the last one (-1), the next one (1), or this year's (0)."""
+    if direction < 0:
+        return max((span for span in spans if span[1] < now), default=None)
+    if direction > 0:
+        return min((span for span in spans if span[0] > now), default=None)
+    return max((span for span in spans if _year_of(span[1]) == _year_of(now)), default=None)

@@ -12,26 +12,30 @@ from memosd.drivers.recall.dateforms import MONTHS, WEEKDAYS
 from memosd.drivers.recall.days import SEASONS
 from memosd.drivers.recall.passages import SPACELESS
 from memosd.drivers.recall.stopwords import STOP_WORDS
-from memosd.drivers.recall.words import Word, fold, fold_name, words_of
+from memosd.drivers.recall.words import (
+    APOSTROPHES,
+    Word,
+    first_word,
+    fold,
+    fold_name,
+    possessive,
+    words_of,
+)
 
 __all__ = ["Named", "named_in"]
 
-_EVERYDAY: Final = (
-    STOP_WORDS
-    | set(MONTHS)
-    | set(WEEKDAYS)
-    | set(SEASONS)
-    | set(
-        "angel art bill chance chase christian dawn drew faith frank gene grace grant hope hunter "
-        "ivy jack joy lily mark mercy miles olive pat patience penny rich rob rose ruby sandy sky "
-        "star sue sunny violet wade".split()
-    )
+_TEXT: Final = (
+    "angel art bill chance chase christian dawn drew faith frank gene grace grant hope hunter ivy "
+    "jack joy lily mark mercy miles olive pat patience penny rich rob rose ruby sandy sky star sue "
+    "sunny violet wade"
 )
+_EVERYDAY: Final = STOP_WORDS.union(MONTHS, WEEKDAYS, SEASONS, _TEXT.split())
 """Names that are words as well: whoever means the name writes it as one."""
 
 _PLACES_MAX: Final = 64
 """How often a name is looked for in one query."""
 
+_CONTRACTED: Final = ("ll", "ve", "re")
 _SPACELESS: Final = re.compile(f"[{SPACELESS}]")
 
 
@@ -48,14 +52,15 @@ def named_in(query: str, words: Sequence[Word], producers: Collection[str]) -> l
     places: dict[str, list[int]] = {}
     for at, word in enumerate(words):
         places.setdefault(word.folded, []).append(at)
+    is_spaceless = bool(_SPACELESS.search(query))
     found: list[Named] = []
     for producer in producers:
         key = fold(producer)
-        if key in places and key.isalnum():
+        if key in places:
             found += _places(query, words, places[key], (producer, key, 1))
         elif not key.isalnum():
             found += _of_several_words(query, words, places, producer)
-        if len(producer) > 1 and not producer.isascii() and _SPACELESS.search(producer):
+        if is_spaceless and not producer.isascii():
             found += _within(query, producer)
     return _longest(query, found)
 
@@ -63,14 +68,15 @@ def named_in(query: str, words: Sequence[Word], producers: Collection[str]) -> l
 def _of_several_words(
     query: str, words: Sequence[Word], places: Mapping[str, list[int]], producer: str
 ) -> list[Named]:
-    parts = words_of(producer)
-    # A mark at its end is not always typed: `Martin Luther King Jr.`
-    while parts and parts[-1].folded == ".":
-        parts.pop()
-    if not parts or parts[0].folded not in places:
+    starts = places.get(first_word(producer))
+    if not starts:
         return []
+    parts = words_of(producer)
+    # The dot of `Martin Luther King Jr.` is not always typed.
+    while len(parts) > 1 and parts[-1].folded == ".":
+        parts.pop()
     key = fold_name(producer[parts[0].start : parts[-1].end])
-    return _places(query, words, places[parts[0].folded], (producer, key, len(parts)))
+    return _places(query, words, starts, (producer, key, len(parts)))
 
 
 def _places(
@@ -84,56 +90,52 @@ def _places(
             break
         start, end = words[at].start, words[at + count - 1].end
         typed = query[start:end]
-        if count > 1 and fold_name(typed) != key:
+        if fold_name(typed) != key or _is_inside(query, start, end):
             continue
-        if key in _EVERYDAY and typed != producer:
-            continue
-        if _is_inside(query, start, end):
-            continue
-        found.append(Named(start, end + _possessive(query, end), producer))
+        if not _is_everyday(key) or typed == _as_a_name(producer):
+            found.append(Named(start, end + possessive(query, end), producer))
     return found
+
+
+def _is_everyday(key: str) -> bool:
+    return len(key) == 1 or key in _EVERYDAY
+
+
+def _as_a_name(producer: str) -> str:
+    return producer.title() if producer.islower() else producer
 
 
 def _is_inside(query: str, start: int, end: int) -> bool:
     """A part of another name: `Ann-Marie`, `O'Neil`, `ann@example.org`?"""
-    before, after = query[max(0, start - 2) : start], query[end : end + 3]
-    if before[-1:] in ("-", "'", "’", "@") and before[:-1].isalnum():
+    joints = ("-", "@", *APOSTROPHES)
+    if start > 1 and query[start - 1] in joints and query[start - 2].isalnum():
         return True
-    if after[:1] in ("-", "@") and after[1:2].isalnum():
-        return True
-    return (
-        after[:1] in ("'", "’")
-        and after[1:].isalnum()
-        and len(after) > 2
-        and (after[1:].lower() not in ("ll", "ve", "re"))
-    )
-
-
-def _possessive(query: str, end: int) -> int:
-    """The length of an `'s` here."""
-    after = query[end : end + 3]
-    if after[:1] in ("'", "’") and after[1:2] in ("s", "S") and not after[2:].isalnum():
-        return 2
-    return 0
+    joint, tail = query[end : end + 1], query[end + 1 : end + 3]
+    if joint in APOSTROPHES:
+        # `'s`, `'d` and `'ll` belong to any name.
+        return len(tail) == 2 and tail.isalnum() and tail.lower() not in _CONTRACTED
+    return joint in ("-", "@") and tail[:1].isalnum()
 
 
 def _within(query: str, producer: str) -> list[Named]:
-    """A name of a script without spaces, anywhere."""
-    found = []
-    start = query.find(producer)
+    """A name of a script without spaces, anywhere; of one character, nowhere but as a word."""
+    found: list[Named] = []
+    start = query.find(producer) if len(producer) > 1 else -1
+    if start < 0 or not _SPACELESS.search(producer):
+        return found
     while start >= 0 and len(found) < _PLACES_MAX:
         end = start + len(producer)
-        found.append(Named(start, end + _possessive(query, end), producer))
+        found.append(Named(start, end + possessive(query, end), producer))
         start = query.find(producer, end)
     return found
 
 
-def _longest(query: str, found: list[Named]) -> list[Named]:
+def _longest(query: str, found: Sequence[Named]) -> list[Named]:
     """In order and without overlaps; of names that differ in case alone, the one as written."""
 
     def order(named: Named) -> tuple[int, int, bool, str]:
-        typed = query[named.start : named.start + len(named.producer)]
-        return named.start, -named.end, typed != named.producer, named.producer
+        is_other = not query.startswith(named.producer, named.start)
+        return named.start, -named.end, is_other, named.producer
 
     kept: list[Named] = []
     for named in sorted(found, key=order):

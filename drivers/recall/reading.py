@@ -6,7 +6,7 @@ makes `read` raise. docs/design/0005, section 2.
 """
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Set
 from typing import Final, NamedTuple
 
 from memosd.drivers.recall.dates import Anchor, dates_of
@@ -34,8 +34,9 @@ class Reading(NamedTuple):
 
 def read(query: str, producers: Collection[str], timeline: Timeline) -> Reading:
     """Read the names of `producers` and the dates of `timeline` out of a query."""
+    producers = producers if isinstance(producers, Set) else frozenset(producers)
     words = words_of(query)
-    dates = dates_of(query, words, timeline)
+    dates = dates_of(query, words, timeline, producers)
     # A word that is part of a date names nobody: `in May`.
     named = [
         name

@@ -11,7 +11,7 @@ from memosd.drivers.recall.words import fold
 
 __all__ = ["STOP_WORDS", "content_words"]
 
-STOP_WORDS: Final = frozenset(
+_TEXT: Final = (
     "a an the and or but if then else of at by for with about against between into through during "
     "before after above below to from up down in out on off over under again further once here "
     "there when where why how all any both each few more most other some such no nor not only own "
@@ -19,8 +19,10 @@ STOP_WORDS: Final = frozenset(
     "you your yours yourself yourselves he him his himself she her hers herself it its itself they "
     "them their theirs themselves what which who whom this that these those am is are was were be "
     "been being have has had having do does did doing would could might may must shall d ll m o re "
-    "ve".split()
+    "ve"
 )
+
+STOP_WORDS: Final = frozenset(_TEXT.split())
 """The usual list, with modal verbs and the tails of contractions (`she'll`)."""
 
 

@@ -8,7 +8,7 @@ import re
 import unicodedata
 from typing import Final, NamedTuple
 
-__all__ = ["Word", "fold", "fold_name", "words_of"]
+__all__ = ["APOSTROPHES", "Word", "first_word", "fold", "fold_name", "possessive", "words_of"]
 
 _LETTER: Final = (
     r"\w\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0900-\u0963\u0966-\u0dff"
@@ -21,6 +21,7 @@ _WORD: Final = re.compile(
     r"(?:T\d\d:\d\d(?::\d\d)?Z?)?(?![\w]|[-/.]\d))"
     rf"|[{_LETTER}]+|[^\s{_LETTER}]"
 )
+APOSTROPHES: Final = ("'", "\u2019")
 _ACCENTS: Final = re.compile("[\u0300-\u036f]+")
 
 
@@ -42,9 +43,20 @@ def fold(text: str) -> str:
 
 
 def fold_name(name: str) -> str:
-    """As `fold`, each run of spaces or hyphens one space."""
-    folded = fold(name)
-    return folded if folded.isalnum() else " ".join(folded.replace("-", " ").split())
+    """As `fold`, each run of spaces one space."""
+    return " ".join(fold(name).split())
+
+
+def possessive(query: str, at: int) -> int:
+    """The length of an `'s` that stands here; 0 where there is none."""
+    is_one = query[at : at + 1] in APOSTROPHES and query[at + 1 : at + 2] in ("s", "S")
+    return 2 if is_one and not query[at + 2 : at + 3].isalnum() else 0
+
+
+def first_word(text: str) -> str:
+    """The first of `words_of`, folded; empty where there is none."""
+    found = _WORD.search(text)
+    return fold(found[0]) if found else ""
 
 
 def words_of(query: str) -> list[Word]:
