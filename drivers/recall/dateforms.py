@@ -13,7 +13,7 @@ from memosd.drivers.recall import days
 from memosd.drivers.recall.days import SEASONS, Calendar, Span
 from memosd.drivers.recall.words import APOSTROPHES, Word
 
-__all__ = ["DASHES", "MONTHS", "WEEKDAYS", "Forms", "Found"]
+__all__ = ["DASHES", "MONTHS", "STARTS", "WEEKDAYS", "Forms", "Found"]
 
 _MONTH_NAMES: Final = (
     "january february march april may june july august september october november december"
@@ -69,7 +69,14 @@ _SURELY: Final = {"in", "during", "since", "last", "next", "until", "till", "-",
 """After these even `may` is a month."""
 
 DASHES: Final = ("-", "\u2013")
+_NUMERIC: Final = re.compile(r"(\d{1,4})([-/.])(\d{1,2})\2(\d{1,4})(?!\d)")
 _DAY: Final = re.compile(r"(\d{1,2})(st|nd|rd|th)?")
+
+
+STARTS: Final = frozenset(("the", "today", "tonight", "yesterday", "tomorrow", "day")).union(
+    MONTHS, SEASONS, _NUMBERS, _ORDINALS, _AWAY, _PARTS, _PARTS_OF, (names[0] for names in _FEASTS)
+)
+"""The words, beside numbers, that a date can begin with."""
 
 
 class Found(NamedTuple):
@@ -125,14 +132,14 @@ class Forms:
 
     def _numeric(self, at: int) -> Found | None:
         """2023-05-04, 13/05/2023, 05/13/2023; 04/05/2023 is either, and 04.05.2023 the fourth."""
-        if not self._words[at].is_numeric_date:
+        found = _NUMERIC.match(self.word(at))
+        if not found:
             return None
-        word = self.word(at).partition("t")[0]
-        first, second, third = (int(part) for part in re.split(r"[-/.]", word))
+        first, second, third = int(found[1]), int(found[3]), int(found[4])
         if first > 31:
             return _found(at + 1, [days.day(first, second, third)])
         readings = {days.day(third, second, first)}
-        if "." not in word:
+        if found[2] != ".":
             readings.add(days.day(third, first, second))
         readings.discard(None)
         return _found(at + 1, readings) if len(readings) == 1 else None

@@ -5,10 +5,11 @@ words stay in the query, where they can still be found in a text. The same goes 
 beside a date in full, which is the day before some other day than today.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from itertools import islice
 from typing import Final, NamedTuple
 
-from memosd.drivers.recall.dateforms import DASHES, MONTHS, WEEKDAYS, Forms, Found
+from memosd.drivers.recall.dateforms import DASHES, MONTHS, STARTS, WEEKDAYS, Forms, Found
 from memosd.drivers.recall.days import LENGTHS, Calendar, Span, Timeline, nanoseconds
 from memosd.drivers.recall.stopwords import STOP_WORDS
 from memosd.drivers.recall.words import Word, possessive
@@ -24,6 +25,10 @@ _OF: Final = frozenset(("of", "by"))
 
 _OPEN: Final = frozenset(("since", "before", "after", "until", "till"))
 _JOINTS: Final = frozenset(("and", "to", "until", "till", "through", *DASHES))
+_STARTS: Final = STARTS | _IN | _OF | _OPEN | {"for", "between"}
+_STARTS_MAX: Final = 256
+"""Words that a date could begin with, of which so many are looked at: a page of text has fewer."""
+
 _ENDS: Final = frozenset('.,;:?!()[]"')
 _ANCHOR_WORDS_MAX: Final = 12
 _SUNDAY: Final = WEEKDAYS["sunday"]
@@ -92,7 +97,12 @@ class _Reader:
 
     def read(self) -> Dates:
         at = 0
-        while at < len(self._words) and len(self._taken) + len(self._anchors) < DATES_MAX:
+        for start in self._starts():
+            if len(self._taken) + len(self._anchors) == DATES_MAX:
+                break
+            if start < at:
+                continue
+            at = start
             found = self._prefixed(at) or self._counted(at) or self._bare(at)
             is_taken = found and self._take(at, found)
             at = found.end if found and is_taken else self._anchored(at) or at + 1
@@ -101,6 +111,15 @@ class _Reader:
         spans = dict.fromkeys(nanoseconds(span) for taken in counted for span in taken.date.spans)
         leaving = tuple(part for taken in counted for part in taken.leaving)
         return Dates(tuple(spans), tuple(self._anchors), leaving)
+
+    def _starts(self) -> Iterator[int]:
+        """Where a date may begin."""
+        starts = (
+            at
+            for at, word in enumerate(self._words)
+            if word.folded in _STARTS or word.folded[:1].isdecimal()
+        )
+        return islice(starts, _STARTS_MAX)
 
     def _take(self, at: int, found: Found) -> bool:
         told = tuple(span for span in found.spans if self._calendar.is_told(span))

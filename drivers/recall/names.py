@@ -15,7 +15,6 @@ from memosd.drivers.recall.stopwords import STOP_WORDS
 from memosd.drivers.recall.words import (
     APOSTROPHES,
     Word,
-    first_word,
     fold,
     fold_name,
     possessive,
@@ -52,13 +51,14 @@ def named_in(query: str, words: Sequence[Word], producers: Collection[str]) -> l
     places: dict[str, list[int]] = {}
     for at, word in enumerate(words):
         places.setdefault(word.folded, []).append(at)
+    flat = fold_name(query)
     is_spaceless = bool(_SPACELESS.search(query))
     found: list[Named] = []
     for producer in producers:
         key = fold(producer)
         if key in places:
             found += _places(query, words, places[key], (producer, key, 1))
-        elif not key.isalnum():
+        elif not key.isalnum() and key.strip(" .") in flat:
             found += _of_several_words(query, words, places, producer)
         if is_spaceless and not producer.isascii():
             found += _within(query, producer)
@@ -68,13 +68,13 @@ def named_in(query: str, words: Sequence[Word], producers: Collection[str]) -> l
 def _of_several_words(
     query: str, words: Sequence[Word], places: Mapping[str, list[int]], producer: str
 ) -> list[Named]:
-    starts = places.get(first_word(producer))
-    if not starts:
-        return []
     parts = words_of(producer)
     # The dot of `Martin Luther King Jr.` is not always typed.
     while len(parts) > 1 and parts[-1].folded == ".":
         parts.pop()
+    starts = places.get(parts[0].folded) if parts else None
+    if not starts:
+        return []
     key = fold_name(producer[parts[0].start : parts[-1].end])
     return _places(query, words, starts, (producer, key, len(parts)))
 

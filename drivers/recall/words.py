@@ -6,9 +6,13 @@ here can go back over what it has read: whatever is typed, the time is proportio
 
 import re
 import unicodedata
+from itertools import islice
 from typing import Final, NamedTuple
 
-__all__ = ["APOSTROPHES", "Word", "first_word", "fold", "fold_name", "possessive", "words_of"]
+__all__ = ["APOSTROPHES", "WORDS_READ", "Word", "fold", "fold_name", "possessive", "words_of"]
+
+WORDS_READ: Final = 2_000
+"""Words and marks that are looked at; in a longer query nobody is named behind them."""
 
 _LETTER: Final = (
     r"\w\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0900-\u0963\u0966-\u0dff"
@@ -17,8 +21,7 @@ _LETTER: Final = (
 """What a word is made of: `\\w`, and the marks of the scripts that need them, which `\\w` lacks."""
 
 _WORD: Final = re.compile(
-    r"(?P<number>(?<![\w.])\d{1,4}(?P<mark>[-/.])\d{1,2}(?P=mark)\d{1,4}"
-    r"(?:T\d\d:\d\d(?::\d\d)?Z?)?(?![\w]|[-/.]\d))"
+    r"(?<![\w.])\d{1,4}([-/.])\d{1,2}\1\d{1,4}(?:T\d\d:\d\d(?::\d\d)?Z?)?(?!\w|[-/.]\d)"
     rf"|[{_LETTER}]+|[^\s{_LETTER}]"
 )
 APOSTROPHES: Final = ("'", "\u2019")
@@ -32,7 +35,6 @@ class Word(NamedTuple):
     start: int
     end: int
     """query[start:end] is the word as it was typed."""
-    is_numeric_date: bool
 
 
 def fold(text: str) -> str:
@@ -53,15 +55,7 @@ def possessive(query: str, at: int) -> int:
     return 2 if is_one and not query[at + 2 : at + 3].isalnum() else 0
 
 
-def first_word(text: str) -> str:
-    """The first of `words_of`, folded; empty where there is none."""
-    found = _WORD.search(text)
-    return fold(found[0]) if found else ""
-
-
 def words_of(query: str) -> list[Word]:
-    """The words and marks of a query, in order."""
-    return [
-        Word(fold(found[0]), found.start(), found.end(), found["number"] is not None)
-        for found in _WORD.finditer(query)
-    ]
+    """The words and marks of a query, in order; of the first WORDS_READ."""
+    places = [found.span() for found in islice(_WORD.finditer(query), WORDS_READ)]
+    return [Word(fold(query[start:end]), start, end) for start, end in places]
