@@ -85,7 +85,7 @@ class Found(NamedTuple):
     end: int
     """The first word after it."""
     spans: tuple[Span, ...]
-    """One; without a year, one for each that it may be."""
+    """One; without a year, one for each that it may be; none for a day that never was."""
     is_weak: bool = False
     """A date only where a preposition says so: `May`, `2023`."""
     is_relative: bool = False
@@ -94,9 +94,8 @@ class Found(NamedTuple):
     """Those of its words that are more than a date, and stay: `Christmas`; first and behind."""
 
 
-def _found(end: int, spans: Iterable[Span | None], kept: Span = (0, 0)) -> Found | None:
-    known = tuple(span for span in spans if span)
-    return Found(end, known, kept=kept) if known else None
+def _found(end: int, spans: Iterable[Span | None], kept: Span = (0, 0)) -> Found:
+    return Found(end, tuple(span for span in spans if span), kept=kept)
 
 
 class Forms:
@@ -142,7 +141,7 @@ class Forms:
         if found[2] != ".":
             readings.add(days.day(third, first, second))
         readings.discard(None)
-        return _found(at + 1, readings) if len(readings) == 1 else None
+        return _found(at + 1, readings if len(readings) == 1 else ())
 
     def day_number(self, at: int) -> int:
         """4 of `4` or `4th`; 0 where there is none."""
@@ -199,22 +198,25 @@ class Forms:
         after = self._after_month(at)
         at_day = after + (self.word(after) == "the")
         at_year, first, last = self._day_numbers(at_day, (*DASHES, "to"))
-        if first and not self._is_word(at):
-            end, years = self._with_year(at_year)
+        end, years = self._with_year(at_year)
+        is_plain = years is self._calendar.years and self.word(at_year - 1).isdecimal()
+        if first and not (is_plain and self._is_word(at)):
             return _found(end, self._days_of(years, MONTHS[name], (first, last)))
         end, years = self._with_year(after)
         if years is not self._calendar.years:
             return _found(end, [days.month(year, MONTHS[name]) for year in years])
-        if self.word(at - 1) not in _SURELY and (self._is_word(at) or self._is_name(at)):
+        if not self._is_sure(at) and (self._is_word(at) or self._is_name(at)):
             return None
-        return self._weak(at + 1, [days.month(year, MONTHS[name]) for year in years])
-
-    def _weak(self, end: int, spans: Iterable[Span | None]) -> Found | None:
-        found = _found(end, spans)
-        return found._replace(is_weak=True) if found else None
+        spans = [days.month(year, MONTHS[name]) for year in years]
+        return _found(at + 1, spans)._replace(is_weak=True)
 
     def _typed(self, at: int) -> str:
         return self._query[self._words[at].start : self._words[at].end]
+
+    def _is_sure(self, at: int) -> bool:
+        """Does what stands before it make it a month? `The last march` need not be one."""
+        before = self.word(at - 1)
+        return before in _SURELY and not (before in _AWAY and self.word(at - 2) == "the")
 
     def _is_word(self, at: int) -> bool:
         """Is this month written like the word that it is as well?"""
@@ -234,7 +236,7 @@ class Forms:
         spans = [days.season(year, name) for year in sorted(begun)]
         if years is not self._calendar.years:
             return _found(end, spans)
-        return None if self._is_name(at) else self._weak(end, spans)
+        return None if self._is_name(at) else _found(end, spans)._replace(is_weak=True)
 
     def _feast(self, at: int) -> Found | None:
         """Christmas 2022. What feast it was can be said in a memory, so its words stay."""
@@ -243,8 +245,7 @@ class Forms:
                 end, years = self._with_year(at + len(names))
                 spans = [days.day(year, in_month, number) for year in years]
                 found = _found(end, spans, kept=(at, at + len(names)))
-                is_weak = years is self._calendar.years
-                return found._replace(is_weak=is_weak) if found else None
+                return found._replace(is_weak=years is self._calendar.years)
         return None
 
     def _are(self, at: int, names: Sequence[str]) -> bool:
@@ -254,7 +255,8 @@ class Forms:
         )
 
     def _year(self, at: int) -> Found | None:
-        return self._weak(at + 1, [days.year(self._year_number(at))])
+        span = days.year(self._year_number(at))
+        return Found(at + 1, (span,), is_weak=True) if span else None
 
     def _part(self, at: int) -> Found | None:
         """Early May, the end of 2023: a third of it."""
@@ -314,7 +316,7 @@ class Forms:
         if not unit or self.word(at + 2) != "ago":
             return None
         found = _found(at + 3, [days.units_away(self._calendar.now, unit, -number)])
-        return found._replace(is_relative=True) if found else None
+        return found._replace(is_relative=True)
 
     def _away(self, at: int) -> Found | None:
         """Last week, this May, next Monday, the past three days."""
@@ -335,4 +337,4 @@ class Forms:
                 return None
             span = days.nearest(named.spans, now, offset)
             found = _found(named.end, [span], named.kept)
-        return found._replace(is_relative=True) if found else None
+        return found._replace(is_relative=True)

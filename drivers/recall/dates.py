@@ -104,8 +104,11 @@ class _Reader:
                 continue
             at = start
             found = self._prefixed(at) or self._counted(at) or self._bare(at)
-            is_taken = found and self._take(at, found)
-            at = found.end if found and is_taken else self._anchored(at) or at + 1
+            if found:
+                self._take(at, found)
+                at = found.end
+            else:
+                at = self._anchored(at) or at + 1
         is_absolute = any(not taken.date.is_relative for taken in self._taken)
         counted = [t for t in self._taken if not (is_absolute and t.date.is_relative)]
         spans = dict.fromkeys(nanoseconds(span) for taken in counted for span in taken.date.spans)
@@ -121,10 +124,10 @@ class _Reader:
         )
         return islice(starts, _STARTS_MAX)
 
-    def _take(self, at: int, found: Found) -> bool:
+    def _take(self, at: int, found: Found) -> None:
         told = tuple(span for span in found.spans if self._calendar.is_told(span))
         if not told:
-            return False
+            return
         start, end = self._words[at].start, self._words[found.end - 1].end
         end += possessive(self._query, end)
         leaving: tuple[tuple[int, int], ...] = ((start, end),)
@@ -132,7 +135,6 @@ class _Reader:
             first, behind = found.kept
             leaving = ((start, self._words[first].start), (self._words[behind - 1].end, end))
         self._taken.append(_Taken(found._replace(spans=told), leaving))
-        return True
 
     def _bare(self, at: int) -> Found | None:
         found = self._forms.date(at)
@@ -157,15 +159,17 @@ class _Reader:
     def _is_year(self, at: int) -> bool:
         return self._forms.word(at)[:1].isdecimal()
 
-    def _open(self, word: str, found: Found) -> Found | None:
+    def _open(self, word: str, found: Found) -> Found:
         """Since, before, after or until a date."""
+        if not found.spans:
+            return found
         date = self._calendar.latest(found.spans)
         first, last = {
             "since": (date[0], self._calendar.last),
             "before": (self._calendar.first, date[0] - 1),
             "after": (date[1] + 1, self._calendar.last),
         }.get(word, (self._calendar.first, date[1]))
-        return found._replace(spans=((first, last),)) if first <= last else None
+        return found._replace(spans=((first, last),) if first <= last else ())
 
     def _between(self, at: int) -> Found | None:
         """X and Y, X to Y; the year that one lacks is the other's, or the nearest."""
