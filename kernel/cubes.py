@@ -7,6 +7,7 @@ is. Kernel thread only.
 """
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, Final
 
 import msgspec
@@ -31,6 +32,14 @@ from memosd.kernel.pagetable import Cube, new_id
 from memosd.kernel.parts import Parts
 from memosd.kernel.ports import Base, Driver, PayloadKey, Prefix
 from memosd.kernel.rows import CubeRow, VersionRow
+from memosd.kernel.succession import (
+    Ending,
+    check_names,
+    check_successor,
+    check_unsigned,
+    ending_of,
+    signed,
+)
 
 __all__ = ["Admission", "Content", "Cubes", "version_charge"]
 
@@ -70,6 +79,8 @@ class Admission(msgspec.Struct, frozen=True):
     durability: Durability
     base: Base | None = None
     """What the payload will stand on, where it holds only a part."""
+    endings: tuple[Ending, ...] = ()
+    """The cubes that it supersedes."""
 
 
 class Cubes:
@@ -137,6 +148,7 @@ class Cubes:
         driver = self.driver_of(draft.type)
         check_header(draft.descriptive, draft.attributes)
         driver.check_header(draft.descriptive, draft.attributes)
+        check_unsigned(existing.row.current.descriptive if existing else None, draft.descriptive)
         governance = draft.governance
         if governance is not None:
             self.check_governance(who, existing, governance)
@@ -145,6 +157,8 @@ class Cubes:
         parents = self._resolved_parents(who, draft.parents) if draft.parents else []
         links = tuple((cube.id, cube.version.version) for cube in parents) if parents else ()
         admission = Admission(name, space, existing, driver, governance, links, durability)
+        if draft.supersedes:
+            admission = self._superseding(who, draft, admission)
         if driver.prefixes is None or not driver.prefixes.is_part(draft.attributes):
             return admission
         return msgspec.structs.replace(admission, base=self._base_of(admission, parents))
@@ -222,6 +236,21 @@ class Cubes:
         self._prefixes.check_base(key)
         return Base(key, parents[0].version.attributes, self._prefixes.packed(key))
 
+    def _superseding(
+        self, who: Identity, draft: WriteCube | CreateCube, admission: Admission
+    ) -> Admission:
+        """The write with the cubes it ends. Errors: EINVAL, ENOENT, EACCES, ECORRUPT."""
+        check_names(draft.supersedes)
+        now_ns = self._clock.wall_ns()
+        times_ns = now_ns, draft.descriptive.valid_from_ns or now_ns
+        endings: dict[bytes, Ending] = {}
+        for name in draft.supersedes:
+            cube, space = self.open(who, parse_name(name), WRITE)
+            version = ending_of(cube, self.next_version(cube), who.uid, times_ns)
+            endings[cube.id] = Ending(cube, space, version)
+        check_successor(endings.values(), admission.existing, admission.durability)
+        return msgspec.structs.replace(admission, endings=tuple(endings.values()))
+
     @staticmethod
     def prefix_of(
         admission: Admission, payload: memoryview | bytes, attributes: dict[str, Any]
@@ -241,9 +270,19 @@ class Cubes:
         return rows + (size_bytes if is_inline else self._disk.charge_bytes(size_bytes))
 
     def check_room(self, admission: Admission, charge_bytes: int) -> None:
-        """Errors: EDQUOT, ENOSPC."""
+        """Room for the new version, and for those of the cubes it ends. Errors: EDQUOT, ENOSPC."""
+        needs = {admission.space: charge_bytes}
+        for ending in admission.endings:
+            needs[ending.space] = needs.get(ending.space, 0) + version_charge(ending.version)
         new_cubes = 0 if admission.existing else 1
-        self._namespaces.check_room(admission.space, charge_bytes, new_cubes)
+        self._namespaces.check_room(admission.space, needs[admission.space], new_cubes)
+        if len(needs) == 1:
+            return
+        # Each may fit alone where all together do not.
+        with ExitStack() as promises:
+            for space, need_bytes in needs.items():
+                self._namespaces.reserve(space, need_bytes)
+                promises.callback(self._namespaces.release, space, need_bytes)
 
     def new_key(self) -> PayloadKey:
         """A name for a payload about to be stored; a new cube takes it for its id as well."""
@@ -296,7 +335,15 @@ class Cubes:
         else:
             row = self.succeed(existing, version, admission.governance, admission.durability)
         self._table.log.note(EventKind.WRITE, cube_id, row, actor_uid=who.uid)
+        for ending in admission.endings:
+            self._end(who, ending, cube_id)
         return WriteReply(id=cube_id, version=version.version, digest=content.digest)
+
+    def _end(self, who: Identity, ending: Ending, successor: bytes) -> None:
+        version = signed(ending.version, successor)
+        self._namespaces.charge(ending.space, version_charge(version))
+        row = self.succeed(ending.cube, version, None)
+        self._table.log.note(EventKind.HEADER, ending.cube.id, row, actor_uid=who.uid)
 
     def _new_row(
         self,

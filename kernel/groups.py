@@ -8,6 +8,7 @@ from libmem.abi.errors import Errno, MemError
 from libmem.abi.limits import (
     ATTRIBUTES_DEPTH_MAX,
     ATTRIBUTES_MAX_BYTES,
+    POSITION_MAX,
     TAGS_MAX,
     TEXT_FIELD_MAX_BYTES,
 )
@@ -35,6 +36,8 @@ def check_header(descriptive: Descriptive, attributes: dict[str, Any]) -> None:
     for field in ("event_time_ns", "valid_from_ns", "valid_to_ns"):
         if not -(1 << 63) <= getattr(descriptive, field) < 1 << 63:
             raise MemError(Errno.EINVAL, f"{field} is not a time")
+    if not 0 <= descriptive.position <= POSITION_MAX:
+        raise MemError(Errno.EINVAL, f"a position is within 0..{POSITION_MAX}")
 
 
 def check_fixed(fixed: frozenset[str], old: dict[str, Any], new: dict[str, Any]) -> None:
@@ -51,6 +54,8 @@ def _texts(descriptive: Descriptive) -> Iterator[str]:
         descriptive.origin,
         descriptive.producer,
         descriptive.media_type,
+        descriptive.session,
+        descriptive.superseded_by,
     )
 
 

@@ -23,6 +23,7 @@ from memosd.kernel.pagetable import Cube
 from memosd.kernel.parts import Parts
 from memosd.kernel.ports import Driver
 from memosd.kernel.rows import VersionRow
+from memosd.kernel.succession import check_unsigned
 
 __all__ = ["Headers"]
 
@@ -106,6 +107,7 @@ class Headers:
             attributes=old.attributes if request.attributes is None else request.attributes,
         )
         check_header(version.descriptive, version.attributes)
+        check_unsigned(old.descriptive, version.descriptive)
         driver = self._cubes.driver_of(cube.row.type)
         driver.check_header(version.descriptive, version.attributes)
         check_fixed(driver.fixed_attributes, old.attributes, version.attributes)

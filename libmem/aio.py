@@ -31,7 +31,8 @@ from libmem.handshake import open_link
 from libmem.lease import Grant
 from libmem.link import GRACE_MS, Link, timed_out
 from libmem.methods import Awaiting
-from libmem.operations import CubeOptions, Operations, watch_pages
+from libmem.operations import Operations, watch_pages
+from libmem.options import CubeOptions
 from libmem.steps import Acquire, Bind, Effect, Items, Open, Pages, Send, Step, Steps
 
 __all__ = ["AsyncClient", "AsyncFill", "connect"]

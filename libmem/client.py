@@ -26,7 +26,8 @@ from libmem.handshake import open_link
 from libmem.ledger import DESCRIPTOR_CALLS
 from libmem.link import Link, timed_out
 from libmem.methods import Blocking
-from libmem.operations import CubeOptions, Operations, watch_pages
+from libmem.operations import Operations, watch_pages
+from libmem.options import CubeOptions
 from libmem.steps import (
     Acquire,
     Bind,

@@ -10,7 +10,7 @@ with what its syscall's row lists (`libmem.abi.syscalls`).
 import math
 import time
 from collections.abc import Sequence
-from typing import Any, Final, TypedDict, Unpack, cast
+from typing import Any, Final, Unpack, cast
 
 from libmem.abi import calls as c
 from libmem.abi.errors import Errno, MemError
@@ -19,10 +19,7 @@ from libmem.abi.structs import (
     Advice,
     CubeType,
     Decision,
-    Descriptive,
-    Durability,
     Event,
-    Governance,
     Hit,
     NamespaceStat,
     Quota,
@@ -37,34 +34,14 @@ from libmem.fill import FillMemory
 from libmem.lease import Grant, Pin
 from libmem.mapping import Mapping
 from libmem.methods import one_call, pages, steps
+from libmem.options import CubeOptions, HeaderGroups, SearchOptions
 from libmem.parts import Parts
 from libmem.steps import Acquire, Items, Pages, Steps
 
-__all__ = ["CubeOptions", "HeaderGroups", "Operations", "watch_pages"]
+__all__ = ["Operations", "watch_pages"]
 
 _PAGE_CUBES: Final = 500
 _FSCK_CUBES: Final = 100
-
-
-class CubeOptions(TypedDict, total=False):
-    """The optional fields of `WriteCube` and `CreateCube`."""
-
-    type: CubeType
-    descriptive: Descriptive
-    governance: Governance | None
-    attributes: dict[str, Any]
-    parents: tuple[str, ...]
-    expected_version: int | None
-    durability: Durability | None
-
-
-class HeaderGroups(TypedDict, total=False):
-    """The optional fields of `SetHeader`."""
-
-    descriptive: Descriptive | None
-    governance: Governance | None
-    attributes: dict[str, Any] | None
-    expected_version: int | None
 
 
 class Operations:
@@ -228,11 +205,13 @@ class Operations:
     # Finding and explaining
 
     @steps
-    def search(
-        self, query: str, *, under: str = "/", k: int = 10, types: Sequence[CubeType] = ()
-    ) -> Steps[tuple[Hit, ...]]:
-        """The `k` best plaintext cubes under a path for the query's words, best first."""
-        reply: c.SearchReply = yield c.Search(query, under, k, tuple(types))
+    def search(self, query: str, **options: Unpack[SearchOptions]) -> Steps[tuple[Hit, ...]]:
+        """The `k` best cubes for a question, best first; the options are those of `Search`.
+
+        What the query was understood to say, and what the ranking had to do without, is in the
+        reply to the syscall: `call(Search(...))`.
+        """
+        reply: c.SearchReply = yield c.Search(query, **options)
         return reply.hits
 
     @one_call

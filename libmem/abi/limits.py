@@ -36,6 +36,9 @@ ATTRIBUTES_DEPTH_MAX: Final = 32
 TEXT_FIELD_MAX_BYTES: Final = 4096
 """One descriptive text field (title, origin, ...)."""
 
+POSITION_MAX: Final = 1 << 53
+"""A cube's place in its session: exact in JSON's numbers too."""
+
 TAGS_MAX: Final = 64
 PARENTS_MAX: Final = 256
 READDIR_MAX: Final = 1000

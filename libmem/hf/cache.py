@@ -24,7 +24,7 @@ from libmem.hf.kinds import windows_of
 from libmem.hf.layers import HEADROOM_TOKENS, MappedLayer, Readers, Source
 from libmem.hf.prefix import Prefix
 from libmem.hf.tokens import TokenIds, ids_of_all
-from libmem.operations import CubeOptions
+from libmem.options import CubeOptions
 from libmem.parts import Parts
 
 __all__ = [

@@ -6,7 +6,7 @@ import pytest
 
 from libmem import CubeType, Durability
 from libmem.abi.failpoints import EXIT_STATUS
-from libmem.operations import CubeOptions
+from libmem.options import CubeOptions
 from tests.crash.trial import BUSY, finish_all, writing
 from tests.crash.witness import LARGE
 from tests.e2e.daemon import ROOT, Daemon

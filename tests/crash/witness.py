@@ -18,7 +18,7 @@ import numpy as np
 import libmem
 from libmem import CubeType, Durability
 from libmem.abi.errors import Errno, MemError
-from libmem.operations import CubeOptions
+from libmem.options import CubeOptions
 from tests.caches import Array, attributes_of, header_of, payload_of, wavy
 from tests.e2e.daemon import PATIENCE_S, Daemon
 

@@ -12,7 +12,7 @@ from libmem.abi import calls as c
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.structs import CubeType
 from libmem.connection import TIMEOUT_MAX_S
-from libmem.operations import CubeOptions, HeaderGroups
+from libmem.options import CubeOptions, HeaderGroups, SearchOptions
 from tests.libmem.fake_daemon import FakeDaemon, Incoming, hold, refuse, silent
 
 
@@ -337,11 +337,12 @@ def test_what_another_thread_closes_in_a_call_is_sent_after_it(
 
 def test_options_are_the_requests_fields() -> None:
     def optional(request: type) -> set[str]:
-        fields = get_type_hints(request).keys() - {"name", "payload", "size_bytes"}
+        fields = get_type_hints(request).keys() - {"name", "payload", "size_bytes", "query"}
         return {name for name in fields if not name.startswith("__")}
 
     assert get_type_hints(CubeOptions).keys() == optional(c.WriteCube) == optional(c.CreateCube)
     assert get_type_hints(HeaderGroups).keys() == optional(c.SetHeader)
+    assert get_type_hints(SearchOptions).keys() == optional(c.Search)
 
 
 @pytest.mark.parametrize(
