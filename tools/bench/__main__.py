@@ -28,6 +28,9 @@ _BENCHMARKS: Final = {
     "kv-int8": ("memosd.tools.bench.kv_int8", "what a prefix loses and saves on disk as int8"),
     "share": ("memosd.tools.bench.share", "memory of many processes over one prefix"),
     "prefix": ("memosd.tools.bench.prefix", "the longest prefix among 10,000 KV cubes"),
+    "recall": ("memosd.tools.bench.recall", "what a search finds of what questions need"),
+    "search-scale": ("memosd.tools.bench.search_scale", "a search among 200,000 memories"),
+    "backlog": ("memosd.tools.bench.backlog", "a write while thousands wait for their vectors"),
 }
 
 
@@ -61,15 +64,15 @@ def main(argv: list[str] | None = None) -> int:
 def _names(options: argparse.Namespace) -> list[str]:
     """The benchmarks that are asked for."""
     if options.name == "all":
-        return list(_BENCHMARKS)
+        return [name for name in _BENCHMARKS if name != "recall" or options.data is not None]
     if options.name == "kv" and options.quantise is not None:
         return [f"kv-{options.quantise}"]
     return [options.name]
 
 
 def _parser() -> argparse.ArgumentParser:
-    rows = "\n".join(f"  {name:7} {what}" for name, (_, what) in _BENCHMARKS.items())
-    rows += "\n  all     each of them, in this order"
+    rows = "\n".join(f"  {name:12} {what}" for name, (_, what) in _BENCHMARKS.items())
+    rows += "\n  all          each of them, in this order; recall where there is --data"
     parser = argparse.ArgumentParser(
         prog="memos-bench",
         description="Measure memosd against the peer or physical limit of the same run.",
@@ -84,6 +87,12 @@ def _parser() -> argparse.ArgumentParser:
         "--quantise",
         choices=["int8"],
         help="kv: what it costs to lie on disk in that form; the same as kv-int8",
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="FILE",
+        help="recall: conversations with questions, in the JSON of LoCoMo; it needs them",
     )
     parser.add_argument(
         "--dir",
@@ -123,6 +132,8 @@ def _measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     plan = module.QUICK if options.quick else module.FULL
     if name == "scale" and options.cubes is not None:
         plan = dataclasses.replace(plan, cubes=options.cubes)
+    if name == "recall":
+        plan = dataclasses.replace(plan, data=options.data)
     machine = Machine.here(options.dir)
     print(f"memos-bench: {name} ...", file=sys.stderr, flush=True)
     report = module.measure(plan, options.dir)
