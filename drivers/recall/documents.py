@@ -1,161 +1,313 @@
-"""The index's rows: which cube has which passages in which namespace.
+"""The index's rows: which cube has which passages, and who may read them.
 
 The writing half of the index; called by `index.py` alone, inside its transaction. Invariants: a
-passage is in the FTS5 table of its cube's namespace exactly while its row exists; what was taken
-out is in no segment of that table when the transaction ends.
+passage is in the FTS5 table of its cube's audience exactly while its row exists; what was taken
+out is in no segment of that table when the transaction ends, and its vectors are in no table. What
+is kept in memory of the rows follows by the `Changes` that `replace` returns, once they are
+committed.
 """
 
-import re
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 import apsw
 
-from libmem.abi.index import IndexDocument
-from memosd.drivers.recall.passages import cut
-from memosd.drivers.recall.query import TOKENIZER
+from libmem.abi.index import IndexDocument, IndexFacets
+from libmem.abi.structs import CubeType
+from memosd.drivers.recall.passages import clean, cut, is_question, shown, spaced
+from memosd.drivers.recall.schema import fts_tables, make_fts
 
-__all__ = ["DocumentRows"]
+__all__ = ["READ_BITS", "Audience", "Changes", "DocumentRows", "Entry", "Span", "unpack_lengths"]
 
-_TOKENIZE: Final = " ".join(f"'{word}'" if " " in word else word for word in TOKENIZER)
-_WORDS: Final = re.compile(r"words_(\d+)")
+READ_BITS: Final = 0o444
+"""The bits of a mode that say who may read."""
 
 _REWRITE_RATIO: Final = 50
 """Erasing one passage's postings takes about as long as indexing fifty passages."""
+
+_FACETS: Final = (
+    "type, semantic_type, producer, session, position, event_time_ns, valid_from_ns,"
+    " valid_to_ns, written_ns, priority"
+)
+
+
+class Audience(NamedTuple):
+    """Cubes of one namespace that the same callers may read."""
+
+    namespace: int
+    owner: tuple[int, int]
+    """uid, gid."""
+    mode: int
+    """READ_BITS of it."""
+
+
+class Span(NamedTuple):
+    """The passages of a cube: `passages` numbers from `doc` on."""
+
+    doc: int
+    namespace: int
+    passages: int
+
+
+class Entry(NamedTuple):
+    """A cube as it is kept, but for its text."""
+
+    doc: int
+    namespace: int
+    audience: int
+    name: str
+    facets: IndexFacets
+    lengths: bytes
+    """Of each passage: see `unpack_lengths`."""
+
+
+class Changes(NamedTuple):
+    """What a `replace` did."""
+
+    gone: list[Span]
+    altered: list[Entry]
+    """The same passages, other facts about them."""
+    came: list[Entry]
+    was_removed: bool
+    """Something that was to be removed was there."""
 
 
 class _Row(NamedTuple):
     doc: int
     namespace: int
+    audience: int
     passages: int
+    producer: str
+    lengths: bytes
 
     @property
     def numbers(self) -> range:
         return range(self.doc, self.doc + self.passages)
 
 
+def unpack_lengths(packed: bytes) -> list[tuple[int, bool]]:
+    """(characters without surrounding space, is it a question?) of each passage of a cube."""
+    return [(value >> 1, bool(value & 1)) for value in array("H", packed)]
+
+
+def _pack_lengths(texts: Sequence[str]) -> bytes:
+    plain = [shown(text) for text in texts]
+    return array("H", [len(text.strip()) << 1 | is_question(text) for text in plain]).tobytes()
+
+
 class DocumentRows:
-    """The tables of the index. `namespaces` are those that have an FTS5 table."""
+    """The tables of documents. `audiences` are those that have cubes."""
 
     def __init__(self, db: apsw.Connection) -> None:
         self._db = db
-        self.namespaces: set[int] = set()
+        self.audiences: dict[int, Audience] = {}
+        self._numbers: dict[Audience, int] = {}
         self.reload()
 
     def reload(self) -> None:
-        """Read the list of namespaces again: at first, and after a rollback."""
-        tables: Any = self._db.execute(
-            "SELECT name FROM sqlite_schema WHERE sql LIKE 'CREATE VIRTUAL%'"
+        """Read the list of audiences again: at first, and after a rollback."""
+        rows: Any = self._db.execute("SELECT audience, namespace, uid, gid, mode FROM audience")
+        self.audiences = {n: Audience(space, (uid, gid), mode) for n, space, uid, gid, mode in rows}
+        if self.audiences.keys() != fts_tables(self._db):
+            raise apsw.CorruptError("audiences and tables of words do not agree")
+        self._numbers = {audience: number for number, audience in self.audiences.items()}
+
+    def entries(self, namespace: int | None = None) -> Iterator[Entry]:
+        """All that is kept, oldest first; of one namespace where it is given."""
+        rows: Any = self._db.execute(
+            f"SELECT doc, audience, name, lengths, {_FACETS} FROM document ORDER BY doc"
         )
-        matches = [_WORDS.fullmatch(name) for (name,) in tables]
-        self.namespaces = {int(match[1]) for match in matches if match}
+        for doc, audience, name, lengths, kind, *rest in rows:
+            known = self.audiences[audience]
+            if namespace is None or known.namespace == namespace:
+                facets = IndexFacets(known.owner, known.mode, CubeType(kind), *rest)
+                yield Entry(doc, known.namespace, audience, name, facets, lengths)
 
-    def replace(self, documents: Sequence[IndexDocument], removed: Iterable[bytes]) -> bool:
-        """Take out the removed cubes, keep the documents in place of what is known of theirs.
-
-        False when none of the removed was there.
-        """
-        latest = {document.id: document for document in documents}
+    def replace(self, documents: Sequence[IndexDocument], removed: Iterable[bytes]) -> Changes:
+        """Take out the removed cubes, keep the documents in place of what is known of theirs."""
+        latest = {document.id: _cleaned(document) for document in documents}
         leavers = [cube for cube in dict.fromkeys(removed) if cube not in latest]
         gone = [row for cube in leavers if (row := self._find(cube))]
-        leaving = list(gone)
+        was_removed = bool(gone)
+        moving: list[_Row] = []
+        altered: list[Entry] = []
         coming: list[tuple[IndexDocument, list[str]]] = []
         for document in latest.values():
             texts = cut(document.text)
             row = self._find(document.id)
-            if row and row.namespace == document.namespace and self._texts(row) == texts:
-                self._rename(row, document)
+            if row is None or not self._is_same(row, document, texts):
+                coming.append((document, texts))
+                gone += [row] if row else []
                 continue
-            coming.append((document, texts))
-            if row:
-                leaving.append(row)
-        for namespace in dict.fromkeys(row.namespace for row in leaving):
-            self._take_out(namespace, [row for row in leaving if row.namespace == namespace])
-        for document, texts in coming:
-            self._insert(document, texts)
-        return bool(gone)
+            entry = self._alter(row, document)
+            altered.append(entry)
+            moving += [row] if entry.audience != row.audience else []
+        audiences = {entry.doc: entry.audience for entry in altered}
+        rewritten = {
+            audience
+            for audience in dict.fromkeys(row.audience for row in [*gone, *moving])
+            if self._take_out(
+                audience,
+                [row for row in gone if row.audience == audience],
+                [row for row in moving if row.audience == audience],
+            )
+        }
+        for row in moving:
+            if audiences[row.doc] not in rewritten:  # else it is there already
+                self._index(audiences[row.doc], row.numbers)
+        came = [self._insert(document, texts) for document, texts in coming]
+        spans = [Span(row.doc, row.namespace, row.passages) for row in gone]
+        return Changes(spans, altered, came, was_removed)
 
     def _find(self, cube: bytes) -> _Row | None:
-        sql = "SELECT doc, namespace, passages FROM document WHERE id = ?"
+        sql = "SELECT doc, audience, passages, producer, lengths FROM document WHERE id = ?"
         found: Any = self._db.execute(sql, (cube,)).fetchall()
-        return _Row(*found[0]) if found else None
+        if not found:
+            return None
+        doc, audience, passages, producer, lengths = found[0]
+        namespace = self.audiences[audience].namespace
+        return _Row(doc, namespace, audience, passages, producer, lengths)
 
-    def _texts(self, row: _Row) -> list[str]:
-        sql = "SELECT text FROM passage WHERE passage BETWEEN ? AND ? ORDER BY passage"
+    def _is_same(self, row: _Row, document: IndexDocument, texts: list[str]) -> bool:
+        """Need its words not be indexed anew? In another namespace its numbers would be old."""
+        return (
+            row.namespace == document.namespace
+            and row.producer == document.facets.producer
+            and [text for _, _, text in self._passages(row)] == texts
+        )
+
+    def _passages(self, row: _Row) -> list[tuple[int, str, str]]:
+        sql = (
+            "SELECT passage, producer, text FROM passage"
+            " WHERE passage BETWEEN ? AND ? ORDER BY passage"
+        )
         rows: Any = self._db.execute(sql, (row.doc, row.numbers[-1]))
-        return [text for (text,) in rows]
+        return list(rows)
 
-    def _rename(self, row: _Row, document: IndexDocument) -> None:
-        """A new name or header: the text need not be indexed anew."""
+    def _alter(self, row: _Row, document: IndexDocument) -> Entry:
+        """A new name, header or mode: the text need not be cut anew."""
+        audience = self._audience(document)
         self._db.execute(
-            "UPDATE document SET version = ?, name = ? WHERE doc = ?",
-            (document.version, document.name, row.doc),
+            f"UPDATE document SET (audience, version, name, {_FACETS}) = "
+            "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) WHERE doc = ?",
+            (audience, document.version, document.name, *_facets(document), row.doc),
+        )
+        return _entry(row.doc, audience, document, row.lengths)
+
+    def _insert(self, document: IndexDocument, texts: list[str]) -> Entry:
+        audience = self._audience(document)
+        doc = self._take_numbers(len(texts))
+        lengths = _pack_lengths(texts)
+        head = (document.version, document.name)
+        self._db.execute(
+            f"INSERT INTO document (doc, id, audience, version, name, passages, lengths, {_FACETS})"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (doc, document.id, audience, *head, len(texts), lengths, *_facets(document)),
+        )
+        producer = spaced(document.facets.producer)
+        rows = [(number, producer, text) for number, text in enumerate(texts, doc)]
+        self._db.executemany("INSERT INTO passage VALUES (?, ?, ?)", rows)
+        self._index(audience, range(doc, doc + len(texts)))
+        return _entry(doc, audience, document, lengths)
+
+    def _index(self, audience: int, numbers: range) -> None:
+        """Enter passages whose rows are there into an audience's table of words."""
+        self._db.execute(
+            f"INSERT INTO words_{audience} (rowid, producer, text)"
+            " SELECT passage, producer, text FROM passage WHERE passage BETWEEN ? AND ?",
+            (numbers[0], numbers[-1]),
         )
 
-    def _insert(self, document: IndexDocument, texts: list[str]) -> None:
-        namespace = document.namespace
-        if namespace not in self.namespaces:
-            self._make(namespace)
-        doc = int(self._db.execute("SELECT coalesce(max(passage), 0) + 1 FROM passage").get)
-        self._db.execute(
-            "INSERT INTO document (doc, id, namespace, version, name, passages)"
-            " VALUES (?, ?, ?, ?, ?, ?)",
-            (doc, document.id, namespace, document.version, document.name, len(texts)),
-        )
-        rows = list(enumerate(texts, doc))
-        self._db.executemany("INSERT INTO passage (passage, text) VALUES (?, ?)", rows)
-        self._db.executemany(f"INSERT INTO words_{namespace} (rowid, text) VALUES (?, ?)", rows)
+    def _audience(self, document: IndexDocument) -> int:
+        """The number of a document's audience, which is made where it is new."""
+        facets = document.facets
+        audience = Audience(document.namespace, facets.owner, facets.mode & READ_BITS)
+        number = self._numbers.get(audience)
+        if number is None:
+            number = self._take_numbers(1)
+            self._db.execute(
+                "INSERT INTO audience VALUES (?, ?, ?, ?, ?)",
+                (number, audience.namespace, *audience.owner, audience.mode),
+            )
+            make_fts(self._db, number)
+            self.audiences[number] = audience
+            self._numbers[audience] = number
+        return number
 
-    def _make(self, namespace: int) -> None:
-        words = f"words_{namespace:d}"
-        self._db.execute(
-            f"CREATE VIRTUAL TABLE {words} USING fts5("
-            f'text, content = passage, content_rowid = passage, tokenize = "{_TOKENIZE}")'
-        )
-        # Without it FTS5 only marks postings as deleted and drops them in some later merge.
-        self._db.execute(f"INSERT INTO {words} ({words}, rank) VALUES ('secure-delete', 1)")
-        self.namespaces.add(namespace)
+    def _take_numbers(self, count: int) -> int:
+        first = int(self._db.execute("SELECT next FROM state").get)
+        self._db.execute("UPDATE state SET next = ?", (first + count,))
+        return first
 
     # -- erasing -------------------------------------------------------------------------------
 
-    def _take_out(self, namespace: int, rows: list[_Row]) -> None:
-        """Erase cubes: their postings one by one, or the whole table where that is quicker."""
-        is_rewritten = self._is_rewrite_quicker(namespace, sum(row.passages for row in rows))
-        for row in rows:
-            if not is_rewritten:
-                self._erase_postings(row)
+    def _take_out(self, audience: int, gone: list[_Row], moved: list[_Row]) -> bool:
+        """Erase words from an audience's table, and of cubes that are gone all else.
+
+        True when the table was written anew, from all documents that are the audience's now.
+        """
+        leaving = sum(row.passages for row in gone + moved)
+        is_rewritten = self._is_rewrite_quicker(audience, leaving)
+        for row in () if is_rewritten else (*gone, *moved):
+            self._erase_postings(row)
+        for row in gone:
             ends = (row.doc, row.numbers[-1])
-            self._db.execute("DELETE FROM passage WHERE passage BETWEEN ? AND ?", ends)
+            for table in ("passage", "vector", "piece"):
+                self._db.execute(f"DELETE FROM {table} WHERE passage BETWEEN ? AND ?", ends)
             self._db.execute("DELETE FROM document WHERE doc = ?", (row.doc,))
         if is_rewritten:
-            self._rewrite(namespace)
+            self._rewrite(audience)
+        return is_rewritten
 
-    def _is_rewrite_quicker(self, namespace: int, leaving: int) -> bool:
+    def _is_rewrite_quicker(self, audience: int, leaving: int) -> bool:
         """Always so when nothing stays."""
         most = leaving + leaving * _REWRITE_RATIO
-        sql = f"SELECT count(*) FROM (SELECT 1 FROM words_{namespace}_docsize LIMIT ?)"
+        sql = f"SELECT count(*) FROM (SELECT 1 FROM words_{audience}_docsize LIMIT ?)"
         return int(self._db.execute(sql, (most + 1,)).get) <= most
 
     def _erase_postings(self, row: _Row) -> None:
-        words = f"words_{row.namespace}"
+        words = f"words_{row.audience}"
         # FTS5 finds the postings by the words of the text, so the text must still be there.
         self._db.executemany(
-            f"INSERT INTO {words} ({words}, rowid, text) VALUES ('delete', ?, ?)",
-            list(zip(row.numbers, self._texts(row), strict=True)),
+            f"INSERT INTO {words} ({words}, rowid, producer, text) VALUES ('delete', ?, ?, ?)",
+            self._passages(row),
         )
 
-    def _rewrite(self, namespace: int) -> None:
-        """Index what is left of a namespace anew; nothing left, no table."""
-        self._db.execute(f"DROP TABLE words_{namespace}")
-        self.namespaces.discard(namespace)
-        sql = "SELECT EXISTS (SELECT 1 FROM document WHERE namespace = ?)"
-        if self._db.execute(sql, (namespace,)).get:
-            self._make(namespace)
-            self._db.execute(
-                f"INSERT INTO words_{namespace} (rowid, text)"
-                " SELECT passage.passage, passage.text"
-                " FROM (SELECT doc, passages FROM document WHERE namespace = ? ORDER BY doc) cube"
-                " CROSS JOIN passage"
-                " ON passage.passage BETWEEN cube.doc AND cube.doc + cube.passages - 1",
-                (namespace,),
-            )
+    def _rewrite(self, audience: int) -> None:
+        """Index what is left of an audience anew; nothing left, no audience."""
+        self._db.execute(f"DROP TABLE words_{audience}")
+        sql = "SELECT EXISTS (SELECT 1 FROM document WHERE audience = ?)"
+        if not self._db.execute(sql, (audience,)).get:
+            self._db.execute("DELETE FROM audience WHERE audience = ?", (audience,))
+            del self._numbers[self.audiences.pop(audience)]
+            return
+        make_fts(self._db, audience)
+        self._db.execute(
+            f"INSERT INTO words_{audience} (rowid, producer, text)"
+            " SELECT passage.passage, passage.producer, passage.text"
+            " FROM (SELECT doc, passages FROM document WHERE audience = ? ORDER BY doc) cube"
+            " CROSS JOIN passage"
+            " ON passage.passage BETWEEN cube.doc AND cube.doc + cube.passages - 1",
+            (audience,),
+        )
+
+
+def _cleaned(document: IndexDocument) -> IndexDocument:
+    facets = document.facets
+    facets = facets._replace(
+        semantic_type=clean(facets.semantic_type),
+        producer=clean(facets.producer),
+        session=clean(facets.session),
+    )
+    return document._replace(facets=facets)
+
+
+def _facets(document: IndexDocument) -> tuple[object, ...]:
+    """The columns _FACETS of a document."""
+    _, _, kind, semantic_type, producer, session, *rest = document.facets
+    return (kind.value, semantic_type, producer, session, *rest)
+
+
+def _entry(doc: int, audience: int, document: IndexDocument, lengths: bytes) -> Entry:
+    return Entry(doc, document.namespace, audience, document.name, document.facets, lengths)

@@ -1,69 +1,51 @@
-"""The lexical index: SQLite FTS5 behind the kernel's `Index` protocol.
+"""The recall index: words, vectors and facts behind the kernel's `Index` protocol.
 
-Owns one SQLite file, derived state that the kernel can rebuild from its table at any time. All
-calls come from one thread. Invariants: a stamp is committed with the documents it stands for, or
-neither is; what was removed is in no byte of the file when `apply` returns.
+Owns one SQLite file (schema.py), derived state that the kernel can rebuild from its table at any
+time, and what is kept of it in memory. All calls come from one thread. Invariants: a stamp is
+committed with the documents it stands for, or neither is; what was removed is in no byte of the
+file when `apply` returns; memory follows commits, never the other way round. Why FTS5, and why not
+the SQLite that comes with Python: docs/design/0003-lexical-index.md; the ranking: 0005.
 
-    state      stamp: the log sequence that the rest reflects
-    document   one row per cube: doc, id, namespace, version, name, passages
-    passage    the text; a cube's passages have the numbers doc .. doc + passages - 1
-    words_N    FTS5 over the passages of namespace N (its statistics are its own)
-
-Numbers are given in the order of writing, so that a larger one is newer. Why FTS5, and why not
-the SQLite that comes with Python: docs/design/0003-lexical-index.md.
+numpy and what needs it are imported when the index is opened, on its own thread: a daemon is ready
+before that.
 """
 
+from __future__ import annotations
+
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import apsw
 
 from libmem.abi import failpoints
 from libmem.abi.errors import Errno, MemError
-from libmem.abi.index import IndexDocument, IndexHit
+from libmem.abi.index import (
+    IndexCounts,
+    IndexDocument,
+    IndexHit,
+    IndexPassage,
+    IndexQuestion,
+    IndexVectors,
+)
 from memosd.drivers.recall.documents import DocumentRows
-from memosd.drivers.recall.ranking import Ranking
+from memosd.drivers.recall.passages import shown
+from memosd.drivers.recall.schema import prepare
 from memosd.drivers.recall.scrub import empty_log, log_bytes
 
-__all__ = ["LexicalIndex"]
+if TYPE_CHECKING:
+    from memosd.drivers.recall.catalogue import Catalogue
+    from memosd.drivers.recall.search import Plan, Search
+    from memosd.drivers.recall.vectors import VectorRows
 
-_APPLICATION_ID: Final = 0x6D656D78  # "memx"
-_SCHEMA_VERSION: Final = 1
-_CACHE_KIB: Final = 16 << 10
+__all__ = ["RecallIndex"]
+
 _LOG_BYTES: Final = 16 << 20
 """How long the write-ahead log may grow."""
 _REPLAN_AFTER: Final = 5_000
 """Cubes written until the common words' frequencies are looked up again."""
-
-_SETTINGS: Final = (
-    # No other process reads the file; without this SQLite keeps a shared-memory file beside it.
-    "PRAGMA locking_mode = exclusive",
-    "PRAGMA journal_mode = wal",
-    # A power cut may lose the last commits, never tear one: the kernel replays from the stamp.
-    "PRAGMA synchronous = normal",
-    "PRAGMA secure_delete = on",
-    # Only scrub.py empties the log; see also _prepare.
-    "PRAGMA wal_autocheckpoint = 0",
-    "PRAGMA temp_store = memory",
-    f"PRAGMA cache_size = -{_CACHE_KIB}",
-)
-_SCHEMA: Final = f"""
-BEGIN;
-CREATE TABLE state (stamp INTEGER NOT NULL);
-INSERT INTO state VALUES (0);
-CREATE TABLE document (
-    doc INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, namespace INTEGER NOT NULL,
-    version INTEGER NOT NULL, name TEXT NOT NULL, passages INTEGER NOT NULL
-);
-CREATE INDEX document_name ON document (namespace, name);
-CREATE TABLE passage (passage INTEGER PRIMARY KEY, text TEXT NOT NULL);
-PRAGMA application_id = {_APPLICATION_ID};
-PRAGMA user_version = {_SCHEMA_VERSION};
-COMMIT;
-"""
 
 _UNUSABLE: Final = (apsw.CorruptError, apsw.NotADBError, apsw.SQLError)
 _ERRNO: Final[tuple[tuple[type[apsw.Error], Errno], ...]] = (
@@ -76,31 +58,34 @@ _ERRNO: Final[tuple[tuple[type[apsw.Error], Errno], ...]] = (
 
 
 class _Session(NamedTuple):
-    """The open file, its writing and its reading half."""
+    """The open file, its writing and its reading half, and what is in memory."""
 
     db: apsw.Connection
     rows: DocumentRows
-    ranking: Ranking
+    vectors: VectorRows
+    catalogue: Catalogue
+    search: Search
     fd: int
     stack: ExitStack
     """Closes the connection, then the descriptor."""
 
 
-class LexicalIndex:
-    """BM25 over cubes' texts. `path` is its file; nothing happens before `open`.
+class RecallIndex:
+    """How cubes' texts are found. `path` is its file; nothing happens before `open`.
 
     Errors of every call: ENOSPC, ENOMEM, EIO, and ECORRUPT when the file turns out to be damaged,
     which every call repeats until `open` has discarded it. After a failed `apply` the stamp that
     `open` returns tells whether it happened; it never happened in part.
     """
 
-    name = "sqlite-fts5"
+    name = "recall"
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._session: _Session | None = None
         self._is_damaged = False
         self._written = 0
+        self.counts = IndexCounts()
 
     def open(self) -> int:
         """Open or make the file; return its stamp, 0 when it is new or had to be discarded."""
@@ -112,6 +97,8 @@ class LexicalIndex:
                 self._discard()
                 return self._attach()
 
+    # -- writing -------------------------------------------------------------------------------
+
     def apply(
         self, stamp: int, documents: Sequence[IndexDocument], removed: Iterable[bytes]
     ) -> None:
@@ -120,32 +107,74 @@ class LexicalIndex:
         Safe to repeat. A removal waits for the disk: its bytes leave the file before this returns.
         """
         session = self._opened()
-        db = session.db
         with self._guard():
             with _transaction(session):
-                was_there = session.rows.replace(documents, removed)
-                db.execute("UPDATE state SET stamp = ?", (stamp,))
+                changes = session.rows.replace(documents, removed)
+                session.db.execute("UPDATE state SET stamp = ?", (stamp,))
                 failpoints.hit("index.commit.before")
+            self._follow(session, session.catalogue.follow, changes)
             failpoints.hit("index.commit.after")
-            if was_there or log_bytes(self._path) > _LOG_BYTES:
-                empty_log(db, session.fd, self._path)
+            self._bound_log(session, is_due=changes.was_removed)
         self._written += len(documents)
         if self._written >= _REPLAN_AFTER:
             self._written = 0
-            session.ranking.forget_frequencies()
+            session.search.lexical.forget_frequencies()
 
-    def search(self, query: str, namespaces: Mapping[int, str], limit: int) -> list[IndexHit]:
-        """The `limit` best cubes for any of the query's words, best first.
-
-        `namespaces` says where to look: each with the subtree that names must lie in, such as
-        `/notes/a` (itself and what is below), "" for all. Every query is taken as plain words.
-        """
+    def use_model(self, model: str) -> None:
+        """Vectors of any other model are not compared from now on, and wait to be replaced."""
         session = self._opened()
         with self._guard():
-            chosen = {
-                ns: prefix for ns, prefix in namespaces.items() if ns in session.rows.namespaces
-            }
-            return session.ranking.search(query, chosen, limit)
+            if model == session.vectors.model.fingerprint:
+                return
+            with _transaction(session):
+                session.vectors.use(model)
+            self._follow(session, session.catalogue.load_vectors)
+
+    def keep(self, vectors: Mapping[int, IndexVectors]) -> None:
+        """Keep vectors by passage; those of passages that are gone, or of a model that is not in
+        use, are passed over. Waits for no disk. Errors: EINVAL for what are no vectors."""
+        session = self._opened()
+        with self._guard():
+            model = session.vectors.model.fingerprint
+            wanted = {n: each for n, each in vectors.items() if each.model == model}
+            there = session.catalogue.present(wanted.keys())
+            with _transaction(session):
+                kept = session.vectors.keep({number: wanted[number] for number in there})
+            self._follow(session, session.catalogue.keep, kept)
+            self._bound_log(session, is_due=False)
+
+    def waiting(self, limit: int, characters: int, skip: Set[int]) -> list[IndexPassage]:
+        """Passages without vectors of `counts.model`, of all namespaces in turn, the newest first:
+        at most `limit`, and `characters` together unless the first alone is longer."""
+        session = self._opened()
+        with self._guard():
+            texts = session.search.texts
+            return [
+                IndexPassage(number, namespace, shown(texts.stored(number)))
+                for number, namespace in session.catalogue.waiting(limit, characters, skip)
+            ]
+
+    # -- searching -----------------------------------------------------------------------------
+
+    def plan(self, question: IndexQuestion) -> Plan:
+        """What the query means: whom and when it names, and the text that is left of it."""
+        session = self._opened()
+        with self._guard():
+            return session.search.plan(question)
+
+    def match(self, plan: Plan) -> None:
+        """Find by words; the plan keeps what was found."""
+        session = self._opened()
+        with self._guard():
+            session.search.match(plan)
+
+    def rank(self, plan: Plan, vector: IndexVectors | None) -> list[IndexHit]:
+        """Best first; among equals the newest. docs/recall.md says what each signal means."""
+        session = self._opened()
+        with self._guard():
+            return session.search.rank(plan, vector)
+
+    # -- the file ------------------------------------------------------------------------------
 
     def clear(self) -> None:
         """Forget everything, damaged or not; the stamp is 0."""
@@ -166,23 +195,43 @@ class LexicalIndex:
 
     def _opened(self) -> _Session:
         if self._is_damaged:
-            raise MemError(Errno.ECORRUPT, "the lexical index is damaged; open it to begin anew")
+            raise MemError(Errno.ECORRUPT, "the recall index is damaged; open it to begin anew")
         if self._session is None:
-            raise MemError(Errno.EIO, "the lexical index is not open")
+            raise MemError(Errno.EIO, "the recall index is not open")
         return self._session
 
     def _attach(self) -> int:
+        from memosd.drivers.recall.catalogue import Catalogue
+        from memosd.drivers.recall.search import Search
+        from memosd.drivers.recall.vectors import VectorRows
+
         with ExitStack() as stack:
             # SQLite gives its files the umask's mode; these hold what cubes of any mode hold.
             fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             stack.callback(os.close, fd)
             db = apsw.Connection(str(self._path))
             stack.callback(db.close, True)
-            stamp = _prepare(db)
+            stamp = prepare(db)
             empty_log(db, fd, self._path)  # where a crash came between a removal and this
-            rows, ranking = DocumentRows(db), Ranking(db)
-            self._session = _Session(db, rows, ranking, fd, stack.pop_all())
+            rows, vectors = DocumentRows(db), VectorRows(db)
+            catalogue = Catalogue(rows, vectors)
+            search = Search(db, rows, vectors, catalogue)
+            self.counts = catalogue.counts()
+            self._session = _Session(db, rows, vectors, catalogue, search, fd, stack.pop_all())
         return stamp
+
+    def _follow(self, session: _Session, work: Callable[..., None], *args: object) -> None:
+        """Do in memory what was committed; where that fails, nothing but the file is right."""
+        try:
+            work(*args)
+            self.counts = session.catalogue.counts()
+        except BaseException:
+            self._let_go()
+            raise
+
+    def _bound_log(self, session: _Session, *, is_due: bool) -> None:
+        if is_due or log_bytes(self._path) > _LOG_BYTES:
+            empty_log(session.db, session.fd, self._path)
 
     def _let_go(self) -> None:
         session, self._session = self._session, None
@@ -203,23 +252,10 @@ class LexicalIndex:
         except apsw.Error as error:
             errno = next(code for kind, code in _ERRNO if isinstance(error, kind))
             self._is_damaged |= errno is Errno.ECORRUPT
-            raise MemError(errno, f"lexical index: {error}") from error
+            raise MemError(errno, f"recall index: {error}") from error
         except OSError as error:
             errno = Errno.ENOSPC if error.errno == Errno.ENOSPC else Errno.EIO
-            raise MemError(errno, f"lexical index: {error}") from error
-
-
-def _prepare(db: apsw.Connection) -> int:
-    """Settings and, in a new file, tables; the stamp. Errors: one of _UNUSABLE."""
-    db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-    for setting in _SETTINGS:
-        db.execute(setting)
-    if db.execute("SELECT count(*) FROM sqlite_schema").get == 0:
-        db.execute(_SCHEMA)
-    marks = (db.pragma("application_id"), db.pragma("user_version"))
-    if marks != (_APPLICATION_ID, _SCHEMA_VERSION):
-        raise apsw.NotADBError(f"another program's or version's file: {marks}")
-    return int(db.execute("SELECT stamp FROM state").get)
+            raise MemError(errno, f"recall index: {error}") from error
 
 
 @contextmanager
@@ -233,4 +269,5 @@ def _transaction(session: _Session) -> Iterator[None]:
         if db.in_transaction:
             db.execute("ROLLBACK")
         session.rows.reload()
+        session.vectors.reload()
         raise

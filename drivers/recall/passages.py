@@ -14,7 +14,16 @@ from typing import Final
 
 from libmem.abi.index import HIT_END, HIT_START
 
-__all__ = ["PASSAGE_CHARS", "SEPARATOR", "SPACELESS", "cut", "shown", "spaced"]
+__all__ = [
+    "PASSAGE_CHARS",
+    "SEPARATOR",
+    "SPACELESS",
+    "clean",
+    "cut",
+    "is_question",
+    "shown",
+    "spaced",
+]
 
 PASSAGE_CHARS: Final = 2000
 """About 350 English words: a page of a paperback. Most memories are one passage."""
@@ -24,6 +33,9 @@ SPACELESS: Final = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U000200
 
 SEPARATOR: Final = "\u200b"
 _SPACELESS_CHAR: Final = re.compile(f"([{SPACELESS}])")
+_QUESTION_MARKS: Final = ("?", "\uff1f", "\u061f")  # also full width and Arabic
+_CLOSING: Final = " \t\r\n\"')*_\u2019\u201d\u00bb\u300d\u300f"
+"""What may follow a question mark: quotation marks, brackets, marks of emphasis."""
 _DROPPED: Final = dict.fromkeys(map(ord, ("\0", HIT_START, HIT_END, SEPARATOR)))
 
 
@@ -37,15 +49,28 @@ def shown(snippet: str) -> str:
     return snippet.replace(SEPARATOR, "")
 
 
+def clean(text: str) -> str:
+    """Without what no snippet could show."""
+    if any(chr(code) in text for code in _DROPPED):
+        text = text.translate(_DROPPED)
+    # A lone surrogate has no UTF-8; it can only come from a broken producer.
+    return text.encode("utf-8", "replace").decode()
+
+
+def is_question(text: str) -> bool:
+    """Does it end with a question mark, a remark in square brackets after it aside?"""
+    text = text.rstrip()
+    if text.endswith("]"):
+        text = text[: max(0, text.rfind("["))]
+    return text.rstrip(_CLOSING).endswith(_QUESTION_MARKS)
+
+
 def cut(text: str) -> list[str]:
     """The passages of a text, at least one; joined they are the text without what is dropped.
 
     A passage ends after a line, else after a word, else where it is full.
     """
-    if any(chr(code) in text for code in _DROPPED):
-        text = text.translate(_DROPPED)
-    # A lone surrogate has no UTF-8; it can only come from a broken producer.
-    text = text.encode("utf-8", "replace").decode()
+    text = clean(text)
     passages = []
     start = 0
     while len(text) - start > PASSAGE_CHARS:

@@ -33,7 +33,7 @@ from libmem.abi.structs import (
     StoredForm,
 )
 from libmem.abi.wire import FdTag, encode, encode_error, encode_reply, encode_request
-from memosd.drivers.recall.index import LexicalIndex
+from memosd.drivers.recall.index import RecallIndex
 from memosd.drivers.tiers.disk import DiskTier
 from memosd.drivers.tiers.ram import RamTier
 from memosd.kernel.rows import (
@@ -237,7 +237,7 @@ def test_the_sizes_are_the_limits() -> None:
 
 
 def test_the_schema_is_the_index_file(tmp_path: Path) -> None:
-    index = LexicalIndex(tmp_path / "index.db")
+    index = RecallIndex(tmp_path / "index.db")
     index.open()
     index.close()
     with sqlite3.connect(tmp_path / "index.db") as db:

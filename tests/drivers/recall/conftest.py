@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from memosd.drivers.recall.index import LexicalIndex
+from memosd.drivers.recall.index import RecallIndex
 
 
 @pytest.fixture
@@ -14,8 +14,8 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def index(path: Path) -> Iterator[LexicalIndex]:
-    opened = LexicalIndex(path)
+def index(path: Path) -> Iterator[RecallIndex]:
+    opened = RecallIndex(path)
     opened.open()
     yield opened
     opened.close()

@@ -2,32 +2,51 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from libmem.abi.index import IndexDocument
-from memosd.drivers.recall.index import LexicalIndex
+from libmem.abi.index import IndexDocument, IndexFacets, IndexHit, IndexQuestion, IndexVectors
+from libmem.abi.structs import SearchMode
+from memosd.drivers.recall.index import RecallIndex
 
-__all__ = ["document", "ids", "stored", "write"]
+__all__ = ["ask", "document", "found", "ids", "stored", "write"]
 
 EVERYWHERE: Mapping[int, str] = {1: "", 2: "", 3: ""}
 
 
 def document(
-    cube: str, text: str, *, namespace: int = 1, name: str = "", version: int = 1
+    cube: str, text: str, *, namespace: int = 1, name: str = "", version: int = 1, **facets: Any
 ) -> IndexDocument:
     """A document whose id is `cube`, by default named after it."""
-    return IndexDocument(namespace, cube.encode(), version, name or f"/ns{namespace}/{cube}", text)
+    name = name or f"/ns{namespace}/{cube}"
+    return IndexDocument(namespace, cube.encode(), version, name, text, IndexFacets(**facets))
 
 
-def write(index: LexicalIndex, **texts: str) -> None:
+def write(index: RecallIndex, **texts: str) -> None:
     """Keep texts in namespace 1; each keyword is a cube."""
     index.apply(1, [document(cube, text) for cube, text in texts.items()], [])
 
 
+def ask(
+    index: RecallIndex, question: IndexQuestion, vector: IndexVectors | None = None
+) -> list[IndexHit]:
+    """All steps of a search."""
+    plan = index.plan(question)
+    index.match(plan)
+    return index.rank(plan, vector)
+
+
+def found(
+    index: RecallIndex, query: str, where: Mapping[int, str] = EVERYWHERE, limit: int = 100
+) -> list[IndexHit]:
+    """The hits by words alone, best first."""
+    return ask(index, IndexQuestion(query, where, limit, mode=SearchMode.WORDS))
+
+
 def ids(
-    index: LexicalIndex, query: str, where: Mapping[int, str] = EVERYWHERE, limit: int = 100
+    index: RecallIndex, query: str, where: Mapping[int, str] = EVERYWHERE, limit: int = 100
 ) -> list[str]:
-    """The cubes found, best first."""
-    return [hit.id.decode() for hit in index.search(query, where, limit)]
+    """The cubes found by words alone, best first."""
+    return [hit.id.decode() for hit in found(index, query, where, limit)]
 
 
 def stored(path: Path) -> bytes:

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from libmem.abi import failpoints
 from libmem.abi.errors import Errno
 from libmem.abi.index import IndexDocument
-from memosd.drivers.recall.index import LexicalIndex
+from memosd.drivers.recall.index import RecallIndex
 from tests.drivers.memory import python, raises
-from tests.drivers.recall.lexicon import document, ids, stored, write
+from tests.drivers.recall.lexicon import document, found, ids, stored, write
 
 # -- residue -----------------------------------------------------------------------------------
 
@@ -34,7 +34,7 @@ def traces(path: Path, words: list[str]) -> list[str]:
     return [piece for piece in pieces if piece.encode() in content]
 
 
-def fill(index: LexicalIndex, words: list[str]) -> None:
+def fill(index: RecallIndex, words: list[str]) -> None:
     """One cube for each word, among so much else that the words' postings fill many pages."""
     source = random.Random(5)
     for start in range(0, len(words), 20):
@@ -46,7 +46,7 @@ def fill(index: LexicalIndex, words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("removed", [3, 60, 199])  # posting by posting; by rewriting
-def test_a_removed_text_leaves_no_trace(index: LexicalIndex, path: Path, removed: int) -> None:
+def test_a_removed_text_leaves_no_trace(index: RecallIndex, path: Path, removed: int) -> None:
     words = secrets(200)
     fill(index, words)
     assert len(traces(path, words[:removed])) >= 9 * removed
@@ -67,7 +67,7 @@ def test_no_order_of_removals_leaves_a_trace(seed: int) -> None:
     words = secrets(100)
     order = source.sample(range(100), 60)
     with TemporaryDirectory() as folder:
-        index = LexicalIndex(Path(folder) / "index.db")
+        index = RecallIndex(Path(folder) / "index.db")
         index.open()
         fill(index, words)
         start = 0
@@ -81,7 +81,7 @@ def test_no_order_of_removals_leaves_a_trace(seed: int) -> None:
         index.close()
 
 
-def test_an_older_text_goes_with_its_cube(index: LexicalIndex, path: Path) -> None:
+def test_an_older_text_goes_with_its_cube(index: RecallIndex, path: Path) -> None:
     words = secrets(60)
     fill(index, words)
     for version, text in enumerate(["another text", "a third"], 2):
@@ -90,14 +90,14 @@ def test_an_older_text_goes_with_its_cube(index: LexicalIndex, path: Path) -> No
     assert traces(path, [words[7]]) == []
 
 
-def test_the_last_cube_of_a_namespace_leaves_no_trace(index: LexicalIndex, path: Path) -> None:
+def test_the_last_cube_of_a_namespace_leaves_no_trace(index: RecallIndex, path: Path) -> None:
     words = secrets(1)
     write(index, a=words[0])
     index.apply(2, [], [b"a"])
     assert traces(path, words) == []
 
 
-def test_erasing_works_after_a_rewrite_that_failed(index: LexicalIndex, path: Path) -> None:
+def test_erasing_works_after_a_rewrite_that_failed(index: RecallIndex, path: Path) -> None:
     words = secrets(100)
     fill(index, words)
     failpoints.arm("index.commit.before=eio")
@@ -110,15 +110,15 @@ def test_erasing_works_after_a_rewrite_that_failed(index: LexicalIndex, path: Pa
 
 
 def test_erasing_is_finished_after_a_crash(path: Path) -> None:
-    index = LexicalIndex(path)
+    index = RecallIndex(path)
     index.open()
     words = secrets(30)
     fill(index, words)
     index.close()
     program = (
         "import sys; from pathlib import Path; "
-        "from memosd.drivers.recall.index import LexicalIndex\n"
-        "index = LexicalIndex(Path(sys.argv[1])); index.open(); index.apply(2, [], [b'7'])"
+        "from memosd.drivers.recall.index import RecallIndex\n"
+        "index = RecallIndex(Path(sys.argv[1])); index.open(); index.apply(2, [], [b'7'])"
     )
     crashed = python(program, str(path), failpoints="index.commit.after=exit")
     assert crashed.returncode == failpoints.EXIT_STATUS, crashed.stderr
@@ -134,8 +134,8 @@ _APPLY = """
 import sys
 from pathlib import Path
 from libmem.abi.index import IndexDocument
-from memosd.drivers.recall.index import LexicalIndex
-index = LexicalIndex(Path(sys.argv[1]))
+from memosd.drivers.recall.index import RecallIndex
+index = RecallIndex(Path(sys.argv[1]))
 index.open()
 for stamp in (5, 6):
     documents = [IndexDocument(1, b"%d" % n, stamp, f"/n/{n}", f"heron{stamp}") for n in range(50)]
@@ -151,7 +151,7 @@ def test_a_crash_leaves_a_batch_whole_or_absent(path: Path, point: str, stamp: i
     crashed = python(_APPLY, str(path), failpoints=point)
     assert crashed.returncode == failpoints.EXIT_STATUS, crashed.stderr
     assert crashed.stdout == "applied 5\n"
-    index = LexicalIndex(path)
+    index = RecallIndex(path)
     assert index.open() == stamp
     assert len(ids(index, f"heron{stamp}")) == 50
     assert len(ids(index, "heron5 heron6")) == 50
@@ -159,7 +159,7 @@ def test_a_crash_leaves_a_batch_whole_or_absent(path: Path, point: str, stamp: i
 
 
 @pytest.mark.parametrize(("action", "errno"), [("enospc", Errno.ENOSPC), ("eio", Errno.EIO)])
-def test_a_failed_apply_changes_nothing(index: LexicalIndex, action: str, errno: Errno) -> None:
+def test_a_failed_apply_changes_nothing(index: RecallIndex, action: str, errno: Errno) -> None:
     index.apply(1, [document("a", "heron")], [])
     failpoints.arm(f"index.commit.before={action}@1")
     with raises(errno):
@@ -173,10 +173,10 @@ def test_a_failed_apply_changes_nothing(index: LexicalIndex, action: str, errno:
 # -- files that are no good --------------------------------------------------------------------
 
 
-def test_the_stamp_and_the_texts_survive_closing(index: LexicalIndex, path: Path) -> None:
+def test_the_stamp_and_the_texts_survive_closing(index: RecallIndex, path: Path) -> None:
     index.apply(41, [document("a", "heron")], [])
     index.close()
-    again = LexicalIndex(path)
+    again = RecallIndex(path)
     assert again.open() == 41
     assert ids(again, "heron") == ["a"]
     again.close()
@@ -223,7 +223,7 @@ def spoil_schema_version(content: bytes) -> bytes:
     ],
 )
 def test_a_file_that_is_no_good_is_discarded(
-    index: LexicalIndex, path: Path, spoil: Callable[[bytes], bytes]
+    index: RecallIndex, path: Path, spoil: Callable[[bytes], bytes]
 ) -> None:
     index.apply(41, [document("a", "heron")], [])
     index.close()
@@ -234,7 +234,7 @@ def test_a_file_that_is_no_good_is_discarded(
     assert ids(index, "heron") == ["b"]
 
 
-def test_a_database_without_our_tables_is_discarded(index: LexicalIndex, path: Path) -> None:
+def test_a_database_without_our_tables_is_discarded(index: RecallIndex, path: Path) -> None:
     assert index._session is not None
     index._session.db.execute("DROP TABLE state")
     index.close()
@@ -242,7 +242,7 @@ def test_a_database_without_our_tables_is_discarded(index: LexicalIndex, path: P
 
 
 def test_damage_found_later_is_remembered_until_it_is_opened(
-    index: LexicalIndex, path: Path
+    index: RecallIndex, path: Path
 ) -> None:
     for start in range(0, 2000, 100):
         index.apply(
@@ -258,7 +258,7 @@ def test_damage_found_later_is_remembered_until_it_is_opened(
     path.write_bytes(content[: 4096 * 3] + os.urandom(len(content) - 4096 * 3))
     assert index.open() > 0
     with raises(Errno.ECORRUPT):
-        index.search("heron", {1: ""}, 10)
+        found(index, "heron", {1: ""}, 10)
     with raises(Errno.ECORRUPT):
         index.apply(9999, [document("a", "heron")], [])
     assert index.open() == 0
@@ -269,12 +269,12 @@ def test_damage_found_later_is_remembered_until_it_is_opened(
 def test_a_path_that_cannot_be_a_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "index.db").mkdir()
     with raises(Errno.EIO):
-        LexicalIndex(tmp_path / "index.db").open()
+        RecallIndex(tmp_path / "index.db").open()
     with raises(Errno.EIO):
-        LexicalIndex(tmp_path / "missing" / "index.db").open()
+        RecallIndex(tmp_path / "missing" / "index.db").open()
 
 
-def test_only_the_owner_can_read_the_files(index: LexicalIndex, path: Path) -> None:
+def test_only_the_owner_can_read_the_files(index: RecallIndex, path: Path) -> None:
     write(index, a="heron")
     files = list(path.parent.iterdir())
     assert len(files) >= 2

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from libmem.abi.index import IndexDocument
-from memosd.drivers.recall.index import LexicalIndex
+from memosd.drivers.recall.index import RecallIndex
 
 WORDS = ["heron", "stork", "otter", "Ärger", "机器", "naïve", "running"]
 CUBES = [bytes([n]) * 16 for n in range(6)]
@@ -35,7 +35,7 @@ class IndexMachine(RuleBasedStateMachine):
     def start(self) -> None:
         self.folder = tempfile.TemporaryDirectory()
         self.path = Path(self.folder.name) / "index.db"
-        self.index = LexicalIndex(self.path)
+        self.index = RecallIndex(self.path)
         assert self.index.open() == 0
         self.model: dict[bytes, IndexDocument] = {}
         self.stamp = 0
@@ -67,8 +67,8 @@ class IndexMachine(RuleBasedStateMachine):
     @rule(word=st.sampled_from(WORDS), folder=st.sampled_from([*FOLDERS, ""]))
     def search(self, word: str, folder: str) -> None:
         where = {1: folder, 3: folder}
-        found = {(hit.id, hit.version) for hit in self.index.search(word, where, 100)}
-        assert found == {
+        hits = {(hit.id, hit.version) for hit in found(self.index, word, where, 100)}
+        assert hits == {
             (known.id, known.version)
             for known in self.model.values()
             if known.namespace in where and word in known.text and is_under(known.name, folder)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from memosd.drivers.recall.index import LexicalIndex
+from memosd.drivers.recall.index import RecallIndex
 from memosd.drivers.recall.query import PASSAGES_SCORED, WORDS_MAX, Pass, passes
-from tests.drivers.recall.lexicon import document, ids, write
+from tests.drivers.recall.lexicon import document, found, ids, write
 
 MANY = PASSAGES_SCORED + 1
 
@@ -36,18 +36,18 @@ def two_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("memosd.drivers.recall.ranking.PASSAGES_SCORED", 2)
 
 
-def fill(index: LexicalIndex) -> None:
+def fill(index: RecallIndex) -> None:
     texts = [f"common number{n}" for n in range(8)]
     texts += ["common quartz", "quartz alone in a longer text", "nothing", "else"]
     index.apply(1, [document(f"{n:02}", text) for n, text in enumerate(texts)], [])
 
 
-def scores(index: LexicalIndex, query: str) -> dict[bytes, float]:
-    return {hit.id: hit.score for hit in index.search(query, {1: ""}, 100)}
+def scores(index: RecallIndex, query: str) -> dict[bytes, float]:
+    return {hit.id: hit.score for hit in found(index, query, {1: ""}, 100)}
 
 
 def test_whatever_has_a_rare_word_gets_its_true_score(
-    index: LexicalIndex, request: pytest.FixtureRequest
+    index: RecallIndex, request: pytest.FixtureRequest
 ) -> None:
     fill(index)
     exact = scores(index, "quartz common")
@@ -58,21 +58,21 @@ def test_whatever_has_a_rare_word_gets_its_true_score(
 
 
 @pytest.mark.usefixtures("two_at_most")
-def test_common_words_find_the_newest_once_rare_ones_are_used_up(index: LexicalIndex) -> None:
+def test_common_words_find_the_newest_once_rare_ones_are_used_up(index: RecallIndex) -> None:
     fill(index)
     assert ids(index, "quartz common", limit=3) == ["08", "09", "07"]
     assert set(ids(index, "common")) == {"08", "07"}
 
 
 @pytest.mark.usefixtures("two_at_most")
-def test_a_subtree_is_searched_before_the_bound_applies(index: LexicalIndex) -> None:
+def test_a_subtree_is_searched_before_the_bound_applies(index: RecallIndex) -> None:
     old = [document(f"old{n}", "common", name=f"/n/old/{n}") for n in range(2)]
     index.apply(1, old + [document(f"{n}", "common", name=f"/n/new/{n}") for n in range(9)], [])
     assert set(ids(index, "common", {1: "/n/old"})) == {"old0", "old1"}
 
 
 def test_frequencies_are_looked_up_again_when_much_has_changed(
-    index: LexicalIndex, two_at_most: None, monkeypatch: pytest.MonkeyPatch
+    index: RecallIndex, two_at_most: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("memosd.drivers.recall.index._REPLAN_AFTER", 3)
     write(index, a="common", b="common", c="common")
@@ -83,7 +83,7 @@ def test_frequencies_are_looked_up_again_when_much_has_changed(
     assert ids(index, "common rare", limit=1) == ["a"]
 
 
-def test_a_long_query_looks_for_its_rarest_words(index: LexicalIndex) -> None:
+def test_a_long_query_looks_for_its_rarest_words(index: RecallIndex) -> None:
     everywhere = [f"word{n}" for n in range(WORDS_MAX + 20)]
     write(index, a=" ".join(everywhere), b=" ".join(everywhere), c="quartz", d="else")
     assert "c" in ids(index, " ".join([*everywhere, "quartz"]))

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memosd.drivers.recall.index import LexicalIndex
+from memosd.drivers.recall.index import RecallIndex
 from memosd.drivers.recall.passages import PASSAGE_CHARS, cut, shown
-from tests.drivers.recall.lexicon import ids, write
+from tests.drivers.recall.lexicon import found, ids, write
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ from tests.drivers.recall.lexicon import ids, write
         ("C:\\path\\to", "path"),
     ],
 )
-def test_a_word_is_found(index: LexicalIndex, text: str, query: str) -> None:
+def test_a_word_is_found(index: RecallIndex, text: str, query: str) -> None:
     write(index, a=text, b="something else")
     assert ids(index, query) == ["a"]
 
@@ -49,14 +49,14 @@ def test_a_word_is_found(index: LexicalIndex, text: str, query: str) -> None:
         ("a fox", '"" "'),
     ],
 )
-def test_another_word_is_not(index: LexicalIndex, text: str, query: str) -> None:
+def test_another_word_is_not(index: RecallIndex, text: str, query: str) -> None:
     write(index, a=text)
     assert ids(index, query) == []
 
 
-def test_neighbours_of_a_spaceless_script_are_one_mark(index: LexicalIndex) -> None:
+def test_neighbours_of_a_spaceless_script_are_one_mark(index: RecallIndex) -> None:
     write(index, a="他喜欢机器学习。器")
-    (hit,) = index.search("机器学习", {1: ""}, 1)
+    (hit,) = found(index, "机器学习", {1: ""}, 1)
     assert hit.snippet == "他喜欢\x02机器学习\x03。器"
 
 
@@ -90,14 +90,14 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("query", HOSTILE, ids=range(len(HOSTILE)))
-def test_a_query_is_plain_words_whatever_it_looks_like(index: LexicalIndex, query: str) -> None:
+def test_a_query_is_plain_words_whatever_it_looks_like(index: RecallIndex, query: str) -> None:
     write(index, a="grey heron", b="not and near text drop table", c="else")
     assert "a" in ids(index, query)
     assert ids(index, "heron") == ["a"]
 
 
 @pytest.mark.parametrize("word", ["AND", "OR", "NOT", "NEAR"])
-def test_an_operator_is_a_word(index: LexicalIndex, word: str) -> None:
+def test_an_operator_is_a_word(index: RecallIndex, word: str) -> None:
     write(index, a=f"it says {word.lower()} here", b="it does say", c="else")
     assert ids(index, word) == ["a"]
     assert ids(index, f"{word} else") != []
@@ -119,6 +119,6 @@ def test_passages_end_between_words_and_better_between_lines() -> None:
     assert all(passage.endswith(" ") for passage in cut("seven77 " * 3000))
 
 
-def test_a_broken_surrogate_is_no_reason_to_fail(index: LexicalIndex) -> None:
+def test_a_broken_surrogate_is_no_reason_to_fail(index: RecallIndex) -> None:
     write(index, a="heron \ud800 stork")
     assert ids(index, "stork") == ["a"]

@@ -1,0 +1,105 @@
+"""A search in its three steps: what the question means, what its words find, what ranks best.
+
+The reading half of the index; called by `index.py` alone, on its thread. Each step looks at the
+rows as they are then: between two of them cubes may come, go, and change who may read them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import apsw
+
+from libmem.abi.index import IndexHit, IndexQuestion, IndexVectors
+from libmem.abi.structs import SearchMode, Understood
+from memosd.drivers.recall.catalogue import Catalogue
+from memosd.drivers.recall.documents import DocumentRows
+from memosd.drivers.recall.hits import Texts, best_cubes
+from memosd.drivers.recall.hybrid import PIECES_OF, Worth, by_all, by_meaning, by_words, evidence
+from memosd.drivers.recall.lexical import NO_MATCHES, Lexical, Matches
+from memosd.drivers.recall.query import terms_of
+from memosd.drivers.recall.scope import Scopes
+from memosd.drivers.recall.stopwords import content_words
+from memosd.drivers.recall.understanding import understand
+from memosd.drivers.recall.vectors import Quantized, VectorRows, quantized
+
+__all__ = ["Plan", "Search"]
+
+
+@dataclass
+class Plan:
+    """A search under way."""
+
+    question: IndexQuestion
+    understood: Understood
+    terms: Mapping[str, str]
+    """What is looked for by words: key -> quoted FTS5 string."""
+    matches: Matches | None = None
+
+
+class Search:
+    """Plans, matches and ranks."""
+
+    def __init__(
+        self, db: apsw.Connection, rows: DocumentRows, vectors: VectorRows, catalogue: Catalogue
+    ) -> None:
+        self._scopes = Scopes(db, rows, catalogue)
+        self._vectors = vectors
+        self.lexical = Lexical(db)
+        self.texts = Texts(db, self.lexical.tokenize)
+
+    # -- the question --------------------------------------------------------------------------
+
+    def plan(self, question: IndexQuestion) -> Plan:
+        """Only a hybrid search reads more than words out of a query."""
+        if question.mode is not SearchMode.HYBRID:
+            terms = terms_of(question.query, self.lexical.tokenize)
+            return Plan(question, Understood(text=question.query), terms)
+        understood = understand(question, self._scopes.of(question), self.lexical)
+        terms = content_words(terms_of(understood.text, self.lexical.tokenize))
+        return Plan(question, understood, terms)
+
+    # -- words ---------------------------------------------------------------------------------
+
+    def match(self, plan: Plan) -> None:
+        """Keep in the plan what its words find."""
+        question = plan.question
+        is_hybrid = question.mode is SearchMode.HYBRID
+        where = [
+            (scope, scope.context if is_hybrid else scope.candidates)
+            for scope in self._scopes.of(question)
+        ]
+        enough = max(question.limit, PIECES_OF) if is_hybrid else question.limit
+        plan.matches = self.lexical.match(plan.terms, where, enough)
+
+    # -- ranking -------------------------------------------------------------------------------
+
+    def rank(self, plan: Plan, vector: IndexVectors | None) -> list[IndexHit]:
+        """The best cubes, each by its best passage, best first; among equals the newest."""
+        query = self._comparable(vector)
+        terms = plan.terms.keys()
+        return [
+            self.texts.hit(ranked, terms, plan.question.beside)
+            for ranked in best_cubes(self._worths(plan, query), plan.question.limit)
+        ]
+
+    def _worths(self, plan: Plan, query: Quantized | None) -> list[Worth]:
+        mode = plan.question.mode
+        if mode is SearchMode.MEANING and query is not None:
+            return by_meaning(self._scopes.of(plan.question), query)
+        if plan.matches is None:
+            self.match(plan)
+        scopes = self._scopes.of(plan.question)
+        matches = plan.matches or NO_MATCHES
+        if mode is not SearchMode.HYBRID:
+            return by_words(scopes, matches)
+        found = evidence(scopes, matches, query, self._vectors)
+        weights = plan.question.weights
+        return by_all(found, plan.understood, weights, has_query=query is not None)
+
+    def _comparable(self, vector: IndexVectors | None) -> Quantized | None:
+        """The query's vector, where it is of the model whose vectors are here."""
+        _, fingerprint, dimensions = self._vectors.model
+        if vector is None or (vector.model, vector.dimensions) != (fingerprint, dimensions):
+            return None
+        query = quantized(vector)
+        return query if len(query.steps) else None
