@@ -18,7 +18,7 @@ from libmem.abi.paths import FD_SOCKET
 from memosd.config import Config
 from memosd.descriptors import Descriptors, share_out
 from memosd.drivers.activation.top import ActivationDriver
-from memosd.drivers.recall.index import LexicalIndex
+from memosd.drivers.recall.index import RecallIndex
 from memosd.drivers.store import LmdbStore
 from memosd.drivers.table import DRIVERS, TopHalf
 from memosd.drivers.tiers.disk import DiskTier
@@ -97,7 +97,7 @@ def boot(config: Config) -> Daemon:
         ram=RamTier(share.end_of_frames),
         disk=disk,
         drivers={driver.type: driver for driver in _drivers(config)},
-        lexicon=LexicalIndex(config.store.data_dir / "index.db"),
+        index=RecallIndex(config.store.data_dir / "index.db"),
         index_io=index_io,
         commit_io=commit_io,
         gate=server,
