@@ -64,7 +64,7 @@ _NEAR: Final = {
 _AWAY: Final = {"last": -1, "past": -1, "previous": -1, "this": 0, "next": 1, "coming": 1}
 _PARTS: Final = {"early": 0, "mid": 1, "late": 2}
 _PARTS_OF: Final = {"beginning": 0, "start": 0, "middle": 1, "end": 2}
-_ALSO_WORDS: Final = {"may", "march", "mar", "jan", "dec"}
+_ALSO_WORDS: Final = {"may", "march", "mar", "jan", "dec", "fall", "spring"}
 _SURELY: Final = {"in", "during", "since", "last", "next", "until", "till", "-", *_PARTS}
 """After these even `may` is a month."""
 
@@ -205,7 +205,10 @@ class Forms:
         end, years = self._with_year(after)
         if years is not self._calendar.years:
             return _found(end, [days.month(year, MONTHS[name]) for year in years])
-        if not self._is_sure(at) and (self._is_word(at) or self._is_name(at)):
+        is_name = self._is_name(at)
+        if is_name and self.word(at + 1) in APOSTROPHES:
+            return None
+        if not self._is_sure(at) and (self._is_word(at) or is_name):
             return None
         spans = [days.month(year, MONTHS[name]) for year in years]
         return _found(at + 1, spans)._replace(is_weak=True)
@@ -224,7 +227,7 @@ class Forms:
 
     def _is_name(self, at: int) -> bool:
         """Is this month, or season, somebody's name as well?"""
-        return self._typed(at) in self._names
+        return self._typed(at) in self._names or self.word(at) in self._names
 
     def _season(self, at: int) -> Found | None:
         """Summer 2023, and summer alone, which is weak. A year has two winters."""
@@ -236,7 +239,11 @@ class Forms:
         spans = [days.season(year, name) for year in sorted(begun)]
         if years is not self._calendar.years:
             return _found(end, spans)
-        return None if self._is_name(at) else _found(end, spans)._replace(is_weak=True)
+        before = at - (self.word(at - 1) == "the")
+        is_sure = self._is_sure(before) or self.word(before - 1) == "this"
+        if (name in _ALSO_WORDS or self._is_name(at)) and not is_sure:
+            return None  # `after the fall from the ladder`
+        return _found(end, spans)._replace(is_weak=True)
 
     def _feast(self, at: int) -> Found | None:
         """Christmas 2022. What feast it was can be said in a memory, so its words stay."""

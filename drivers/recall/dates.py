@@ -31,6 +31,7 @@ _STARTS_MAX: Final = 256
 
 _ENDS: Final = frozenset('.,;:?!()[]"')
 _ANCHOR_WORDS_MAX: Final = 12
+_COUNTED: Final = {"weekend"}.union(LENGTHS, WEEKDAYS)
 _SUNDAY: Final = WEEKDAYS["sunday"]
 
 
@@ -126,9 +127,10 @@ class _Reader:
 
     def _take(self, at: int, found: Found) -> None:
         told = tuple(span for span in found.spans if self._calendar.is_told(span))
-        if not told:
-            return
         start, end = self._words[at].start, self._words[found.end - 1].end
+        is_part = self._query[end : end + 1] == "-" and self._query[end + 1 : end + 2].isalnum()
+        if is_part or not told:
+            return  # `in spring-fed lakes`
         end += possessive(self._query, end)
         leaving: tuple[tuple[int, int], ...] = ((start, end),)
         if any(found.kept):
@@ -199,11 +201,7 @@ class _Reader:
             near, far = number * LENGTHS[unit] - slack, number * LENGTHS[unit] + slack
         else:
             unit, end = forms.word(at + 1), at + 2
-            if forms.word(at) not in ("the", "last") or unit not in (
-                *LENGTHS,
-                *WEEKDAYS,
-                "weekend",
-            ):
+            if forms.word(at) not in ("the", "last") or unit not in _COUNTED:
                 return None
             near, far = 1, LENGTHS.get(unit, 7)
         if forms.word(end) == "before":

@@ -48,6 +48,9 @@ TOLD_WITHIN_DAYS: Final = 7
 _YEARS_MAX: Final = 32
 """Of a longer timeline, how many of its last years a date without a year may mean."""
 
+_YEAR_MAX: Final = 366
+"""Days."""
+
 _DAY_NS: Final = 86_400_000_000_000
 _EPOCH: Final = date(1970, 1, 1).toordinal()
 _FIRST: Final = date(YEARS[0], 1, 1).toordinal()
@@ -174,9 +177,12 @@ def weekday_away(now: int, weekday: int, direction: int) -> Span:
 
 
 def nearest(spans: Iterable[Span], now: int, direction: int) -> Span | None:
-    """Of a month's or a season's years, the last one (-1), the next one (1), or this year's (0)."""
+    """Of a month's or a season's years, the last one (-1), the next one (1), or this year's (0).
+
+    None where that one is not among `spans`.
+    """
     if direction < 0:
-        return max((span for span in spans if span[1] < now), default=None)
+        return max((span for span in spans if now - _YEAR_MAX <= span[1] < now), default=None)
     if direction > 0:
-        return min((span for span in spans if span[0] > now), default=None)
+        return min((span for span in spans if now < span[0] <= now + _YEAR_MAX), default=None)
     return max((span for span in spans if _year_of(span[1]) == _year_of(now)), default=None)

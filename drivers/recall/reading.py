@@ -17,6 +17,7 @@ from memosd.drivers.recall.words import words_of
 __all__ = ["Anchor", "Reading", "Timeline", "read"]
 
 _SPACE_BEFORE_MARK: Final = re.compile(r" ([?,.!])")
+_LEADING_MARKS: Final = re.compile(r"^(?:[,;:.?!]+ )+")
 
 
 class Reading(NamedTuple):
@@ -43,7 +44,8 @@ def read(query: str, producers: Collection[str], timeline: Timeline) -> Reading:
         for name in named_in(query, words, producers)
         if not any(start < name.end and name.start < end for start, end in dates.leaving)
     ]
-    text = _without(query, [*dates.leaving, *((name.start, name.end) for name in named)])
+    leaving = [*dates.leaving, *((name.start, name.end) for name in named)]
+    text = _without(query, leaving) if leaving else query
     return Reading(
         text if any(map(str.isalnum, text)) else query,
         tuple(dict.fromkeys(name.producer for name in named)),
@@ -60,4 +62,4 @@ def _without(query: str, parts: Iterable[tuple[int, int]]) -> str:
         at = end
     left.append(query[at:])
     rest = _SPACE_BEFORE_MARK.sub(r"\1", " ".join(" ".join(left).split()))
-    return rest.lstrip(",;:. ").rstrip(",;: ")
+    return _LEADING_MARKS.sub("", rest).rstrip(",;: ")

@@ -69,6 +69,8 @@ def test_a_day_in_full(written: str) -> None:
         ("in may", [("2022-05-01", "2022-05-31"), ("2023-05-01", "2023-05-31")]),
         ("in 2023", [("2023-01-01", "2023-12-31")]),
         ("summer 2023", [("2023-06-01", "2023-08-31")]),
+        ("in the fall", [("2022-09-01", "2022-11-30"), ("2023-09-01", "2023-11-30")]),
+        ("over the summer", [("2022-06-01", "2022-08-31"), ("2023-06-01", "2023-08-31")]),
         ("the fall of 2022", [("2022-09-01", "2022-11-30")]),
         ("winter 2023", [("2022-12-01", "2023-02-28")]),  # the next one is behind the last memory
         ("early May 2023", [("2023-05-01", "2023-05-10")]),
@@ -110,6 +112,7 @@ def test_absolute(written: str, spans: list[tuple[str, str]]) -> None:
         ("next Friday", "2023-11-17", "2023-11-17"),
         ("last May", "2023-05-01", "2023-05-31"),
         ("last summer", "2023-06-01", "2023-08-31"),
+        ("this spring", "2023-03-01", "2023-05-31"),
         ("last November", "2022-11-01", "2022-11-30"),
         ("this May", "2023-05-01", "2023-05-31"),
         ("early last May", "2023-05-01", "2023-05-10"),
@@ -197,6 +200,9 @@ def test_dates_add_up() -> None:
         "the end of the story",
         "plans for the summer",
         "the heat of summer",
+        "after the fall from the ladder",
+        "water from spring",
+        "in fall-back mode",
         "last but not least",
         "the second week of school",
         "between us and them",
@@ -241,6 +247,11 @@ def test_without_now_relative_dates_count_from_the_last_memory() -> None:
     assert days(read("Who called yesterday?", (), timeline)) == [("2023-11-19", "2023-11-19")]
 
 
+def test_last_may_is_not_any_may() -> None:
+    query = "Who called last May?"
+    assert read(query, (), TIMELINE._replace(now_ns=ns("2026-01-01"))) == Reading(query)
+
+
 def test_beside_a_date_in_full_yesterday_is_not_the_day_before_today() -> None:
     reading = read("What did she finish last Friday on 23 January, 2023?", (), TIMELINE)
     assert days(reading) == [("2023-01-23", "2023-01-23")]
@@ -265,6 +276,7 @@ def test_a_month_that_is_somebody() -> None:
     assert read(query, ("June",), TIMELINE).spans
     named = read(query, ("May",), TIMELINE)
     assert (named.spans, named.producers) == ((), ("May",))
+    assert read("What lies in May's room?", ("may",), TIMELINE).producers == ("may",)
     both = read("What did May buy in May?", ("May",), TIMELINE)
     assert (len(both.spans), both.producers, both.text) == (2, ("May",), "What did buy?")
 
