@@ -99,6 +99,8 @@ class Daemon:
             "PYTHONPATH": str(ROOT),
             "NOTIFY_SOCKET": str(path),
             "MEMOSD_FAILPOINTS": failpoints,
+            # No model is there, and so no worker, unless a test asks for one.
+            "MEMOSD_MODELS_DIR": str(self.folder / "models"),
             **self.environment,
         }
         with self._log_path.open("ab") as log:

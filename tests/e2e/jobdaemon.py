@@ -61,6 +61,6 @@ def _stand_in(config: Config) -> list[str]:
 _real = boot_order._worker_command
 
 if __name__ == "__main__":
-    boot_order._worker_command = _stand_in
-    program.boot = _boot
+    vars(boot_order)["_worker_command"] = _stand_in
+    vars(program)["boot"] = _boot
     sys.exit(program.main())

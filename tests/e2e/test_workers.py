@@ -9,11 +9,12 @@ import signal
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
-from libmem.abi.calls import FinishJob, TakeJob
+from libmem.abi.calls import Call, FinishJob, TakeJob
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.structs import WorkerStat
 from tests.e2e.actor import Actor, require_other_users
@@ -209,7 +210,8 @@ def test_a_worker_that_cannot_begin_is_tried_again_with_pauses(embedder: str, wh
 def test_strangers_get_no_work(daemon: JobDaemon) -> None:
     daemon.employ()
     with daemon.connect() as client:  # the daemon's own user, another process
-        for request in (TakeJob(timeout_ms=1000), FinishJob(1)):
+        requests: tuple[Call[Any], ...] = (TakeJob(timeout_ms=1000), FinishJob(1))
+        for request in requests:
             with pytest.raises(MemError) as caught:
                 client.call(request)
             assert caught.value.errno is Errno.EPERM

@@ -1,8 +1,8 @@
 """Run a command under the system calls that a unit file allows: `sandbox.py UNIT COMMAND ...`.
 
-What systemd would do with `SystemCallFilter=` and `MemoryDenyWriteExecute=`, without systemd as
-process 1: the same lists (`systemd-analyze syscall-filter`), loaded through libseccomp. A call
-outside them fails with EPERM, as `SystemCallErrorNumber=` says. Used by `test_units.py`.
+What systemd would do with `SystemCallFilter=`, without systemd as process 1: the same lists
+(`systemd-analyze syscall-filter`), loaded through libseccomp. A call outside them fails with EPERM,
+as `SystemCallErrorNumber=` says. Used by `test_units.py`.
 """
 
 import ctypes
@@ -15,7 +15,6 @@ from pathlib import Path
 SCMP_ACT_ALLOW = 0x7FFF0000
 SCMP_ACT_EPERM = 0x00050000 | 1
 PR_SET_NO_NEW_PRIVS = 38
-PR_SET_MDWE = 65
 
 
 def allowed_syscalls(unit: Path) -> set[str]:
@@ -53,8 +52,6 @@ def confine(allowed: set[str]) -> None:
         number = seccomp.seccomp_syscall_resolve_name(name.encode())
         if number >= 0:  # the sets name calls of other architectures too
             seccomp.seccomp_rule_add(context, SCMP_ACT_ALLOW, number, 0)
-    # Linux before 6.3 knows no PR_SET_MDWE: then the filter alone is tested.
-    libc.prctl(PR_SET_MDWE, 1, 0, 0, 0)
     if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or seccomp.seccomp_load(context):
         sys.exit("sandbox: this kernel loads no seccomp filter")
 

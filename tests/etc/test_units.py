@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from configparser import RawConfigParser
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,24 @@ index = sqlite3.connect(f"{home}/index")
 index.execute("CREATE VIRTUAL TABLE words USING fts5(text)")
 index.close()
 context.destroy(linger=0)
+print("through")
+"""
+
+# What the daemon does to start a worker, and what a worker does.
+WORKER = """
+import ctypes, os, resource, select, signal, subprocess, threading
+child = subprocess.Popen(["true"], process_group=0)
+select.select([os.pidfd_open(child.pid)], [], [])
+assert child.wait() == 0
+assert ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0) == 0
+with open("/proc/self/oom_score_adj", "w") as score:
+    score.write("1000")
+resource.setrlimit(resource.RLIMIT_DATA, (8 << 30, 8 << 30))
+os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+import torch
+for dtype in (torch.float32, torch.bfloat16):
+    layer = torch.nn.Linear(64, 64, dtype=dtype)
+    torch.nn.functional.gelu(layer(torch.ones(8, 64, dtype=dtype)))
 print("through")
 """
 
@@ -133,15 +152,18 @@ def test_user_group_and_directories_are_made(tmp_path: Path, directives: dict[st
         assert folder.stat().st_mode & 0o7777 == int(mode, 8)
 
 
-def test_both_roads_work_under_the_units_filter(tmp_path: Path) -> None:
+@pytest.mark.parametrize("program", [ROADS, WORKER], ids=["roads", "worker"])
+def test_what_memosd_does_works_under_the_units_filter(tmp_path: Path, program: str) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed")
+    if program is WORKER and find_spec("torch") is None:
+        pytest.skip("torch is not installed")
     try:
         ctypes.CDLL("libseccomp.so.2")
     except OSError:
         pytest.skip("libseccomp is not installed")
     done = subprocess.run(
-        [sys.executable, SANDBOX, UNIT, sys.executable, "-c", ROADS, tmp_path],
+        [sys.executable, SANDBOX, UNIT, sys.executable, "-c", program, tmp_path],
         capture_output=True,
         text=True,
         timeout=60,

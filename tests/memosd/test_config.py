@@ -7,7 +7,18 @@ from pathlib import Path
 import pytest
 
 from libmem.abi.errors import Errno, MemError
-from memosd.config import Config, check, defaults_for_user, load, machine_memory_bytes
+from memosd.config import (
+    _EMBEDDER,
+    Config,
+    Models,
+    Workers,
+    check,
+    defaults_for_user,
+    load,
+    machine_memory_bytes,
+)
+from memosd.tools.models.cache import STAMP
+from memosd.tools.models.catalogue import CATALOGUE
 
 MANUAL = Path(__file__).parents[2] / "etc/memosd.toml"
 KEYS = [
@@ -209,3 +220,27 @@ def test_the_older_cgroup_hierarchy_binds_too(tmp_path: Path) -> None:
     own.write_text("5:cpu,memory:/pod\n1:name=systemd:/\n", encoding="ascii")
     cgroup(tmp_path / "memory", "pod", "memory.limit_in_bytes", "8192")
     assert machine_memory_bytes(own, tmp_path) == 8192
+
+
+def test_the_embedder_is_what_make_models_made_where_it_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEMOSD_MODELS_DIR", str(tmp_path))
+    folder = tmp_path / "all-minilm-l6-v2"
+    assert Models().find_embedder() == ""
+    folder.mkdir()
+    assert Models().find_embedder() == ""  # it is being made
+    (folder / STAMP).touch()
+    assert Models().find_embedder() == str(folder)
+    assert Models(embedder="none").find_embedder() == ""
+    assert Models(embedder="/srv/model").find_embedder() == "/srv/model"
+
+
+def test_the_embedder_is_one_that_make_models_makes() -> None:
+    assert _EMBEDDER in {model.name for model in CATALOGUE}
+
+
+def test_workers_share_half_of_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: set(range(8)))
+    assert [Workers(count=n).threads_of_each for n in (1, 2, 3, 4, 9)] == [4, 2, 1, 1, 1]
+    assert Workers(threads=6).threads_of_each == 6

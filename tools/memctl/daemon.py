@@ -1,12 +1,13 @@
 """The commands about the daemon itself: status, sessions, sync, fsck, shutdown."""
 
+from collections.abc import Iterator
 from typing import Annotated, Final
 
 import typer
 
 from libmem.abi.calls import Info, InfoReply, Sync
 from libmem.abi.errors import Errno
-from libmem.abi.structs import Finding, SessionStat, TierStat
+from libmem.abi.structs import Finding, RecallStat, SessionStat, TierStat, WorkerStat
 from memosd.tools.memctl.command import Session, command
 from memosd.tools.memctl.cubes import owner
 from memosd.tools.memctl.output import Column
@@ -24,7 +25,7 @@ Line = list[tuple[str, str]]
 
 @command(app, "status")
 def status(session: Session) -> None:
-    """Show the daemon's state: tiers, sessions, index, notices."""
+    """Show the daemon's state: tiers, sessions, index, workers, notices."""
     info = session.call(Info())
     if session.out.is_json:
         session.out.record(info, "")
@@ -58,12 +59,31 @@ def _lines(info: InfoReply, glyphs: tuple[str, str]) -> list[Line]:
             f"{info.indexer}, " + (f"{counted(lag, 'event')} behind" if lag else "up to date"),
         ),
     ]
+    facts += [("recall", text) for text in _recall(info.recall)]
+    facts += [("worker", _worker(each)) for each in info.workers]
     lines: list[Line] = [[(f"{title:<9} ", "dim"), (printable(text), "")] for title, text in facts]
     lines.append([("", "")])
     for tier in info.tiers:
         lines += _tier_lines(tier, glyphs)
     lines += [[("notice    ", "bold red"), (printable(text), "red")] for text in info.notices]
     return lines
+
+
+def _recall(stat: RecallStat) -> Iterator[str]:
+    """How far the vectors are behind the words, and whether there are to be any."""
+    if stat.embedder:
+        lag = f"{stat.waiting:,} without a vector yet" if stat.waiting else "all with vectors"
+        yield f"{counted(stat.passages, 'passage')}, {lag}, by {stat.embedder[:12]}"
+    if stat.problem:
+        yield f"by words alone: {stat.problem}"
+
+
+def _worker(stat: WorkerStat) -> str:
+    who = f"pid {stat.pid}, " if stat.pid else ""
+    text = f"{who}{stat.state}, {counted(stat.jobs, 'job')}, {human_bytes(stat.rss_bytes)}"
+    if stat.restarts:
+        text += f", restarted {counted(stat.restarts, 'time')}"
+    return text + (f"; the last one: {stat.problem}" if stat.problem else "")
 
 
 def _tier_lines(tier: TierStat, glyphs: tuple[str, str]) -> list[Line]:

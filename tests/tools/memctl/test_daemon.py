@@ -22,7 +22,16 @@ from libmem.abi.calls import (
     Sync,
 )
 from libmem.abi.errors import Errno
-from libmem.abi.structs import Finding, NamespaceStat, Quota, SessionStat, TierStat, Usage
+from libmem.abi.structs import (
+    Finding,
+    NamespaceStat,
+    Quota,
+    RecallStat,
+    SessionStat,
+    TierStat,
+    Usage,
+    WorkerStat,
+)
 from memosd.tools.memctl.daemon import _tier_lines
 from tests.tools.memctl.fake import Memctl
 
@@ -82,6 +91,23 @@ def test_status_shows_what_the_administrator_should_know(memctl: Memctl) -> None
     out = memctl("status", answers={Info: info}).out
     assert "fts5, 6 events behind" in out
     assert "notice    1 cube is quarantined" in out
+
+
+def test_status_shows_workers_and_how_far_recall_is(memctl: Memctl) -> None:
+    busy = WorkerStat(4712, "busy", 7, 300 << 20, 0)
+    gone = WorkerStat(0, "waiting", 0, 0, 2, "killed by signal 9")
+    recall = RecallStat("a" * 64, 1200, 34)
+    out = memctl("status", answers={Info: make_info(workers=(busy, gone), recall=recall)}).out
+    assert "worker    pid 4712, busy, 7 jobs, 300.0 MiB\n" in out
+    assert "waiting, 0 jobs, 0 B, restarted 2 times; the last one: killed by signal 9" in out
+    assert "recall    1,200 passages, 34 without a vector yet, by aaaaaaaaaaaa\n" in out
+
+
+def test_status_says_why_there_are_no_vectors(memctl: Memctl) -> None:
+    info = make_info(recall=RecallStat(problem="no embedder is configured"))
+    out = memctl("status", answers={Info: info}).out
+    assert "recall    by words alone: no embedder is configured" in out
+    assert "worker" not in out
 
 
 def test_status_for_programs(memctl: Memctl) -> None:
