@@ -14,7 +14,7 @@ from libmem.abi.structs import Descriptive, Governance
 from libmem.client import Client
 from libmem.ingest.messages import Turn
 from libmem.ingest.names import folder_of, numbered, session_of
-from libmem.ingest.pieces import Ingested, Piece, clean, existing, place
+from libmem.ingest.pieces import Ingested, Piece, clean, existing, put
 
 __all__ = ["ConversationOptions", "conversation"]
 
@@ -42,7 +42,7 @@ def conversation(
         known = existing(client, session)
         said = {name: piece for name, piece in pieces.items() if piece.text}
         done += Ingested(skipped=len(pieces) - len(said))
-        done += place(client, said.values(), known, options.get("governance"))
+        done += put(client, said.values(), known, options.get("governance"))
         options.get("progress", int)(len(pieces))
     return done
 

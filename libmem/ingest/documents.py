@@ -8,13 +8,14 @@ say the same (`provenance`), the cube is handed on to the next of them.
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypedDict, Unpack
+from typing import Final, NamedTuple, TypedDict, Unpack
 
 import msgspec
 
 from libmem.abi.calls import UnlinkCube
 from libmem.abi.digest import digest_of
 from libmem.abi.errors import Errno, MemError
+from libmem.abi.names import namespace_of
 from libmem.abi.structs import Descriptive, Governance, Stat
 from libmem.client import Client
 from libmem.ingest import markdown
@@ -24,10 +25,11 @@ from libmem.ingest.pieces import (
     PROVENANCE,
     Ingested,
     Piece,
+    Place,
     clean,
     existing,
     guests,
-    place,
+    put,
     send,
 )
 from libmem.ingest.prose import fitted, packed, paragraphs
@@ -37,6 +39,8 @@ from libmem.ingest.sources import Source, read
 __all__ = ["JSON_SUFFIXES", "DocumentOptions", "Format", "document", "keep"]
 
 _PIECE_TYPE: Final = "document"
+_NO_HEIR: Final = frozenset({Errno.EEXIST, Errno.EACCES, Errno.EINVAL, Errno.ENAMETOOLONG})
+"""That one has a cube of its own, or cannot have one."""
 _MARKDOWN: Final = frozenset({".md", ".markdown", ".mdown", ".mkd"})
 JSON_SUFFIXES: Final = frozenset({".json", ".jsonl", ".ndjson"})
 
@@ -96,7 +100,7 @@ def keep(client: Client, under: str, source: Source, options: DocumentOptions) -
         pieces = [_tagged(piece, options["tags"]) for piece in pieces]
     new, folded = fold(client, [piece for piece in pieces if piece.name not in known], mode)
     old = [piece for piece in pieces if piece.name in known]
-    done += folded + place(client, [*new, *old], known, options.get("governance"))
+    done += folded + put(client, [*new, *old], known, options.get("governance"))
     gone = known.keys() - {piece.name for piece in pieces}
     return done + _remove(client, [known[name] for name in sorted(gone)])
 
@@ -148,13 +152,14 @@ def _distinct(pieces: list[Piece], mode: Duplicates) -> tuple[list[Piece], Inges
     if mode is Duplicates.KEEP:
         return pieces, Ingested()
     firsts: dict[str, Piece] = {}
-    again: dict[str, list[dict[str, Any]]] = {}
+    again: dict[str, list[Place]] = {}
     for piece in pieces:
         text = normal(piece.text)
         first = firsts.setdefault(text, piece)
         if first is not piece:
-            time_ns = first.descriptive.event_time_ns
-            again.setdefault(text, []).append({**met(piece), "event_time_ns": time_ns})
+            entry = met(piece)
+            entry["event_time_ns"] = first.descriptive.event_time_ns
+            again.setdefault(text, []).append(entry)
     count = len(pieces) - len(firsts)
     if mode is Duplicates.SKIP:
         return list(firsts.values()), Ingested(skipped=count)
@@ -181,20 +186,27 @@ def _remove(client: Client, gone: list[Stat]) -> Ingested:
 
 def _hand_on(client: Client, stat: Stat) -> bool:
     """Make the cube the piece of the first that met its text elsewhere; False: nobody takes it."""
-    entries = guests(stat)
+    own = namespace_of(stat.name)
+    # Whoever may write the cube may have written these: it leaves the namespace for nobody.
+    entries = [
+        entry
+        for entry in guests(stat, stat.descriptive.session)
+        if namespace_of(entry["name"]) == own
+    ]
     while entries:
         heir = entries.pop(0)
         try:
             client.rename(stat.name, heir["name"], expected_version=stat.version)
         except MemError as error:
-            if error.errno not in {Errno.EEXIST, Errno.ENOENT, Errno.EACCES, Errno.EDQUOT}:
+            if error.errno not in _NO_HEIR:
                 raise
             continue
-        places = {key: heir[key] for key in ("origin", "session", "position", "event_time_ns")}
+        about = msgspec.structs.replace(
+            stat.descriptive, **{key: value for key, value in heir.items() if key != "name"}
+        )
         attributes = {key: value for key, value in stat.attributes.items() if key != PROVENANCE}
         if entries:
             attributes[PROVENANCE] = entries
-        about = msgspec.structs.replace(stat.descriptive, **places)
         client.set_header(heir["name"], descriptive=about, attributes=attributes)
         return True
     return False

@@ -17,7 +17,7 @@ from libmem.abi.errors import Errno, MemError
 from libmem.abi.names import namespace_of
 from libmem.abi.structs import CubeType, SearchMode, Stat
 from libmem.client import Client
-from libmem.ingest.pieces import PROVENANCE, Ingested, Piece, send
+from libmem.ingest.pieces import PROVENANCE, Ingested, Piece, Place, places, send
 
 __all__ = ["Duplicates", "fold", "is_same", "met", "normal"]
 
@@ -64,16 +64,17 @@ def is_same(one: str, other: str) -> bool:
     return sorted(_TELLING.findall(one)) == sorted(_TELLING.findall(other))
 
 
-def met(piece: Piece) -> dict[str, Any]:
-    """An entry of `provenance`: where the piece comes from, and what it would be called."""
+def met(piece: Piece) -> Place:
+    """Where the piece comes from."""
     about = piece.descriptive
-    return {
-        "name": piece.name,
-        "origin": about.origin,
-        "session": about.session,
-        "position": about.position,
-        "event_time_ns": about.event_time_ns,
-    }
+    return Place(
+        name=piece.name,
+        title=about.title,
+        origin=about.origin,
+        session=about.session,
+        position=about.position,
+        event_time_ns=about.event_time_ns,
+    )
 
 
 def fold(client: Client, pieces: Sequence[Piece], mode: Duplicates) -> tuple[list[Piece], Ingested]:
@@ -111,21 +112,20 @@ def fold(client: Client, pieces: Sequence[Piece], mode: Duplicates) -> tuple[lis
     return new, done
 
 
-def _entries(stat: Stat, guests: list[Piece]) -> tuple[list[Any], bool]:
+def _entries(stat: Stat, guests: list[Piece]) -> tuple[list[Place], bool]:
     """The provenance with the guests in it, and whether it says anything new."""
-    old = stat.attributes.get(PROVENANCE)
-    entries = {entry["name"]: entry for entry in old or () if isinstance(entry, dict)}
+    entries = {entry["name"]: entry for entry in places(stat) or ()}
     before = dict(entries)
     for guest in guests:
-        known = entries.get(guest.name, {})
-        if len(entries) < _PROVENANCE_MAX or known:
-            # A file that was merely touched is no news.
-            time_ns = known.get("event_time_ns", guest.descriptive.event_time_ns)
-            entries[guest.name] = {**met(guest), "event_time_ns": time_ns}
+        entry, known = met(guest), entries.get(guest.name)
+        if known is not None:  # a file that was merely touched is no news
+            entry["event_time_ns"] = known["event_time_ns"]
+        if known is not None or len(entries) < _PROVENANCE_MAX:
+            entries[guest.name] = entry
     return list(entries.values()), entries != before
 
 
-def _noted(stat: Stat, entries: list[Any]) -> SetHeader:
+def _noted(stat: Stat, entries: list[Place]) -> SetHeader:
     attributes = {**stat.attributes, PROVENANCE: entries}
     return SetHeader(name=stat.name, attributes=attributes, expected_version=stat.version)
 
@@ -194,6 +194,7 @@ def _may_stand_for(stat: Any, piece: Piece) -> bool:
         == (piece.descriptive.producer, piece.descriptive.semantic_type)
         and not about.valid_to_ns
         and not stat.is_quarantined
+        and places(stat) is not None
     )
 
 

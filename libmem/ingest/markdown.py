@@ -7,6 +7,7 @@ kept as it was written.
 
 import re
 from collections.abc import Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from libmem.ingest.prose import PIECE_MAX, fitted, packed
@@ -37,25 +38,25 @@ class _Block(NamedTuple):
     level: int = 0
 
 
+_END: Final = _Block("heading_open", "", "", 1)
+
+
 def sections(text: str) -> Iterator[Section]:
     """The pieces of a document, in order."""
     path: list[tuple[int, str]] = []
     waiting: list[str] = []
-    for block in _blocks(text):
+    for block in chain(_blocks(text), [_END]):
         if not block.level:
             waiting += _fitted(block)
             continue
-        yield from _section(path, waiting)
-        waiting = []
+        if not waiting and path and block.level <= path[-1][0]:
+            # Nothing stands below it: it is all that its section says.
+            waiting, path = [path[-1][1]], path[:-1]
+        title = " > ".join(heading for _, heading in path if heading)
+        yield from (Section(title, piece) for piece in packed(filter(None, waiting)))
         path = [part for part in path if part[0] < block.level]
-        path.append((block.level, block.heading))
-    yield from _section(path, waiting)
-
-
-def _section(path: list[tuple[int, str]], blocks: list[str]) -> Iterator[Section]:
-    title = " > ".join(heading for _, heading in path if heading)
-    for piece in packed(blocks):
-        yield Section(title, piece)
+        path.append((block.level, block.heading[:_HEADING_MAX]))
+        waiting = list(fitted(block.heading)) if len(block.heading) > _HEADING_MAX else []
 
 
 def _blocks(text: str) -> Iterator[_Block]:
@@ -91,7 +92,7 @@ def _plain(kind: str, lines: list[str]) -> Iterator[_Block]:
 def _plain_text(inline: "Token") -> str:
     """A heading's words without their markup."""
     words = "".join(child.content or " " for child in inline.children or ())
-    return " ".join(words.split())[:_HEADING_MAX]
+    return " ".join(words.split())
 
 
 def _fitted(block: _Block) -> Iterator[str]:

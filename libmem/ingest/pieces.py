@@ -6,7 +6,7 @@ a run that ends in the middle leaves whole pieces, and the next one completes it
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypedDict
 
 import msgspec
 
@@ -20,11 +20,13 @@ __all__ = [
     "PROVENANCE",
     "Ingested",
     "Piece",
+    "Place",
     "change",
     "clean",
     "existing",
     "guests",
-    "place",
+    "places",
+    "put",
     "send",
 ]
 
@@ -72,6 +74,17 @@ class Piece(NamedTuple):
         return digest_of(self.payload)
 
 
+class Place(TypedDict):
+    """An entry of `provenance`: where a text was met, and what the cube would be called there."""
+
+    name: str
+    title: str
+    origin: str
+    session: str
+    position: int
+    event_time_ns: int
+
+
 def clean(text: str) -> str:
     """The text as memosd takes it: no NUL, no half of a character; without the space around it."""
     text = text.strip()
@@ -91,7 +104,7 @@ def existing(client: Client, folder: str) -> dict[str, Stat]:
     return {}
 
 
-def place(
+def put(
     client: Client, pieces: Iterable[Piece], known: dict[str, Stat], rules: Governance | None = None
 ) -> Ingested:
     """Write what is missing or other than it was. Errors: as `write` and `set_header`."""
@@ -131,7 +144,7 @@ def change(piece: Piece, stat: Stat | None, rules: Governance | None) -> Call[An
         superseded_by=old.superseded_by,
     )
     attributes = dict(piece.attributes)
-    if entries := [*attributes.get(PROVENANCE, ()), *guests(stat)]:
+    if entries := [*attributes.get(PROVENANCE, ()), *guests(stat, piece.descriptive.session)]:
         attributes[PROVENANCE] = entries
     if descriptive == old and attributes == stat.attributes:
         return None
@@ -143,14 +156,17 @@ def change(piece: Piece, stat: Stat | None, rules: Governance | None) -> Call[An
     )
 
 
-def guests(stat: Stat) -> list[dict[str, Any]]:
-    """The entries of a cube's provenance that come from other sources than its own."""
-    entries = stat.attributes.get(PROVENANCE)
-    return [
-        entry
-        for entry in (entries if isinstance(entries, list) else ())
-        if isinstance(entry, dict) and entry.get("session") != stat.descriptive.session
-    ]
+def places(stat: Stat) -> list[Place] | None:
+    """A cube's provenance; None where somebody else's attribute has its name."""
+    try:
+        return msgspec.convert(stat.attributes.get(PROVENANCE, []), list[Place])
+    except msgspec.ValidationError:
+        return None
+
+
+def guests(stat: Stat, session: str) -> list[Place]:
+    """The entries of a cube's provenance that come from other sources than `session`."""
+    return [place for place in places(stat) or () if place["session"] != session]
 
 
 def send(client: Client, requests: Sequence[Call[Any]]) -> list[Any]:

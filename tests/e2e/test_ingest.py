@@ -209,7 +209,7 @@ def only(client: libmem.Client) -> libmem.Stat:
     return stat
 
 
-NEAR = PARAGRAPH.replace("notice them first", "first notice them")
+NEAR = PARAGRAPH.replace("notice them first", "notice them soon")
 
 
 @pytest.mark.parametrize(
@@ -360,7 +360,7 @@ def test_what_a_killed_daemon_acknowledged_stays_and_the_rest_follows(
     with idle.connect() as client:
         client.make_namespace("/t")
     idle.stop()
-    idle.start(f"ledger.settle.before={nth}")
+    idle.start(f"ledger.settle.before=exit@{nth}")
     with idle.connect(timeout_s=2.0) as client, pytest.raises(MemError):
         ingest.folder(client, "/t", tmp_path)
     idle.wait_for_end()

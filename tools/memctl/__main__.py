@@ -15,6 +15,7 @@ from libmem.abi.errors import MemError
 from memosd.tools.memctl import (
     cubes,
     daemon,
+    ingest,
     manual,
     namespaces,
     payload,
@@ -31,7 +32,7 @@ app: Final = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (daemon, cubes, payload, recall, residence, namespaces, manual):
+for group in (daemon, cubes, payload, ingest, recall, residence, namespaces, manual):
     app.add_typer(group.app)
 
 

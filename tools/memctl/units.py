@@ -5,7 +5,7 @@ wrote can steer a terminal. Any command may call them.
 """
 
 import re
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from libmem.abi.errors import Errno, MemError
@@ -18,6 +18,7 @@ __all__ = [
     "mode_text",
     "parse_bytes",
     "parse_mode",
+    "parse_time",
     "printable",
 ]
 
@@ -51,6 +52,21 @@ def parse_mode(text: str) -> int:
     if _OCTAL.fullmatch(text) is None:
         raise MemError(Errno.EINVAL, f"{text!r} is not an octal mode such as 0640")
     return int(text, 8)
+
+
+def parse_time(text: str, *, is_end: bool = False) -> int:
+    """`2024-05-07`, `2024-05-07 18:30` or with a zone, in ns; without one the local zone counts.
+
+    A day alone is its first moment, or its last one with `is_end`. Errors: EINVAL.
+    """
+    try:
+        moment = datetime.fromisoformat(text.strip())
+        if is_end and len(text.strip()) <= len("2024-05-07"):
+            moment += timedelta(days=1, microseconds=-1)
+        since = moment.astimezone(UTC) - datetime.fromtimestamp(0, UTC)
+    except (ValueError, OverflowError):
+        raise MemError(Errno.EINVAL, f"{text!r} is not a time such as 2024-05-07") from None
+    return (since.days * 86_400 + since.seconds) * _NS + since.microseconds * 1_000
 
 
 def mode_text(mode: int) -> str:

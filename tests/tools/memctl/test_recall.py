@@ -31,7 +31,7 @@ def test_search_asks_for_all_words_together(memctl: Memctl) -> None:
         Search(query="kernel boots", under="/notes", k=3, types=(CubeType.PLAINTEXT,))
     ]
     assert outcome.out.splitlines() == [
-        "  1. /notes/today  v2  bm25=7.25",
+        "  1. /notes/today  v2  7.25",
         "     the kernel boots and the kernel \\x1b[2J serves",
     ]
 
