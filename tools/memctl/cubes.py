@@ -246,6 +246,8 @@ def _facts(stat: Stat) -> list[tuple[str, str]]:
         ("event time", local_time(about.event_time_ns) if about.event_time_ns else ""),
         ("valid from", local_time(about.valid_from_ns) if about.valid_from_ns else ""),
         ("valid to", local_time(about.valid_to_ns) if about.valid_to_ns else ""),
+        ("superseded by", about.superseded_by),
+        ("session", f"{about.session}, at {about.position}" if about.session else ""),
         ("tags", ", ".join(about.tags)),
         ("parents", ", ".join(stat.parents)),
         *caches,

@@ -82,6 +82,24 @@ def test_a_time_no_calendar_has_is_shown_as_its_number() -> None:
     assert units.local_time(1 << 62 << 10).endswith(" ns")
 
 
+def test_a_time_is_read_as_it_is_shown() -> None:
+    moment_ns = 1_700_000_000_000_000_000
+    assert units.parse_time(units.local_time(moment_ns)) == moment_ns
+    assert units.parse_time("2023-11-14T22:13:20Z") == moment_ns
+    day_ns = units.parse_time("2024-05-07")
+    assert units.local_time(day_ns).startswith("2024-05-07 00:00:00")
+    end = units.local_time(units.parse_time("2024-05-07", is_end=True), "microseconds")
+    assert end.startswith("2024-05-07 23:59:59.999999")
+    late = "2024-05-07 18:00"
+    assert units.parse_time(late, is_end=True) == units.parse_time(late)
+
+
+@pytest.mark.parametrize("text", ["", "yesterday", "2024-13-01", "5"])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(MemError):
+        units.parse_time(text)
+
+
 @given(st.text())
 def test_printable_leaves_nothing_that_steers_a_terminal(text: str) -> None:
     shown = units.printable(text)
