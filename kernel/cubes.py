@@ -18,15 +18,14 @@ from libmem.abi.limits import PARENTS_MAX, PRIORITY_MAX
 from libmem.abi.names import namespace_of, parse_name, parse_ref
 from libmem.abi.structs import (
     CubeType,
-    Descriptive,
     Durability,
     EventKind,
     Governance,
     StoredForm,
 )
-from libmem.abi.wire import encode
 from memosd.kernel.access import EXECUTE, READ, WRITE, Identity, allows, require_owner
-from memosd.kernel.groups import PLAIN_DESCRIPTIVE, check_header
+from memosd.kernel.charges import row_charge, version_charge
+from memosd.kernel.groups import check_header
 from memosd.kernel.namespace import Namespace
 from memosd.kernel.pagetable import Cube, new_id
 from memosd.kernel.parts import Parts
@@ -41,14 +40,9 @@ from memosd.kernel.succession import (
     signed,
 )
 
-__all__ = ["Admission", "Content", "Cubes", "version_charge"]
+__all__ = ["Admission", "Content", "Cubes"]
 
 _VERSION_MAX: Final = (1 << 32) - 1
-ROW_BYTES: Final = 512
-"""Charged per version for its rows in the table, beside header and payload; about what LMDB
-takes."""
-
-_PARENT_BYTES: Final = 24
 _DEFAULT_GOVERNANCE: Final = Governance()
 
 
@@ -266,7 +260,7 @@ class Cubes:
 
     def charge_of(self, draft: WriteCube | CreateCube, size_bytes: int, *, is_inline: bool) -> int:
         """What a new version with its own payload costs on disk."""
-        rows = _row_charge(draft.descriptive, draft.attributes, len(draft.parents))
+        rows = row_charge(draft.descriptive, draft.attributes, len(draft.parents))
         return rows + (size_bytes if is_inline else self._disk.charge_bytes(size_bytes))
 
     def check_room(self, admission: Admission, charge_bytes: int) -> None:
@@ -318,12 +312,7 @@ class Cubes:
             draft.attributes,
             admission.parents,
         )
-        if content.inline is None:
-            self._table.put_page_file(key, cube_id, content.form)
-        else:
-            self._table.put_payload(key, content.inline)
-        if content.prefix is not None:
-            self._prefixes.add(key, cube_id, admission.space.id, content.prefix)
+        self._put_payload((key, cube_id), admission.space, content)
         new_cubes = 0 if existing else 1
         self._namespaces.charge(admission.space, content.charge_bytes, new_cubes)
         if existing is None:
@@ -338,6 +327,17 @@ class Cubes:
         for ending in admission.endings:
             self._end(who, ending, cube_id)
         return WriteReply(id=cube_id, version=version.version, digest=content.digest)
+
+    def _put_payload(
+        self, ids: tuple[PayloadKey, bytes], space: Namespace, content: Content
+    ) -> None:
+        key, cube_id = ids
+        if content.inline is None:
+            self._table.put_page_file(key, cube_id, content.form)
+        else:
+            self._table.put_payload(key, content.inline)
+        if content.prefix is not None:
+            self._prefixes.add(key, cube_id, space.id, content.prefix)
 
     def _end(self, who: Identity, ending: Ending, successor: bytes) -> None:
         version = signed(ending.version, successor)
@@ -393,15 +393,3 @@ class Cubes:
 
 def _nobody_removes(cube_id: bytes, row: CubeRow) -> None:
     raise RuntimeError(f"assembly left on_expired unset: {cube_id.hex()} {row.name}")
-
-
-def version_charge(version: VersionRow) -> int:
-    """What a version's rows cost on disk, header and parents included."""
-    return _row_charge(version.descriptive, version.attributes, len(version.parents))
-
-
-def _row_charge(descriptive: Descriptive, attributes: dict[str, Any], parents: int) -> int:
-    charge = ROW_BYTES + parents * _PARENT_BYTES
-    if not attributes and descriptive == PLAIN_DESCRIPTIVE:
-        return charge
-    return charge + len(encode((descriptive, attributes)))

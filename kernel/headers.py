@@ -15,7 +15,8 @@ from libmem.abi.calls import SetHeader, WriteReply
 from libmem.abi.names import parse_name
 from libmem.abi.structs import EventKind, Governance
 from memosd.kernel.access import Identity, require_owner
-from memosd.kernel.cubes import Cubes, version_charge
+from memosd.kernel.charges import version_charge
+from memosd.kernel.cubes import Cubes
 from memosd.kernel.groups import check_fixed, check_header
 from memosd.kernel.namespace import Namespace
 from memosd.kernel.pager import Pager

@@ -16,7 +16,8 @@ from libmem.abi.errors import Errno, MemError
 from libmem.abi.names import namespace_of, parse_name, parse_ref
 from libmem.abi.structs import EventKind
 from memosd.kernel.access import EXECUTE, WRITE, Identity
-from memosd.kernel.cubes import Cubes, version_charge
+from memosd.kernel.charges import version_charge
+from memosd.kernel.cubes import Cubes
 from memosd.kernel.namespace import Namespace
 from memosd.kernel.pager import Pager
 from memosd.kernel.pagetable import Cube

@@ -13,7 +13,7 @@ from libmem.abi.calls import HistoryCube, Readdir, RenameCube, StatCube, UnlinkC
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.kv import KV_ATTRIBUTE
 from libmem.abi.limits import READDIR_MAX
-from libmem.abi.structs import NamespaceStat, Stat, StoredForm, Value
+from libmem.abi.structs import Descriptive, NamespaceStat, Stat, StoredForm, Value
 from memosd.tools.memctl.command import Session, command
 from memosd.tools.memctl.completion import complete_cube
 from memosd.tools.memctl.kv import kv_facts
@@ -217,7 +217,7 @@ def stat(session: Session, name: Name) -> None:
 
 def _facts(stat: Stat) -> list[tuple[str, str]]:
     """Title and value of every line; empty values are left out."""
-    about, rules, seen = stat.descriptive, stat.governance, stat.behaviour
+    rules, seen = stat.governance, stat.behaviour
     caches = kv_facts(stat)
     shown = {KV_ATTRIBUTE} if caches else set()
     attributes = {key: it for key, it in stat.attributes.items() if key not in shown}
@@ -238,6 +238,19 @@ def _facts(stat: Stat) -> list[tuple[str, str]]:
         ("priority", str(rules.priority)),
         ("sensitivity", str(rules.sensitivity)),
         ("expires", local_time(rules.expires_ns) if rules.expires_ns else ""),
+        *_about(stat.descriptive),
+        ("parents", ", ".join(stat.parents)),
+        *caches,
+        ("attributes", ", ".join(f"{key}={plain(it)}" for key, it in attributes.items())),
+        ("reads", f"{seen.reads}, mapped {seen.maps}, last {local_time(seen.last_access_ns)}"),
+        ("faults", f"{seen.faults}, {counted(seen.evictions, 'eviction')}"),
+        ("held by", f"{counted(stat.pins, 'pin')}, {counted(stat.maps, 'mapping')}"),
+        ("state", "QUARANTINED: never served" if stat.is_quarantined else ""),
+    ]
+
+
+def _about(about: Descriptive) -> list[tuple[str, str]]:
+    return [
         ("title", about.title),
         ("semantic type", about.semantic_type),
         ("origin", about.origin),
@@ -249,13 +262,6 @@ def _facts(stat: Stat) -> list[tuple[str, str]]:
         ("superseded by", about.superseded_by),
         ("session", f"{about.session}, at {about.position}" if about.session else ""),
         ("tags", ", ".join(about.tags)),
-        ("parents", ", ".join(stat.parents)),
-        *caches,
-        ("attributes", ", ".join(f"{key}={plain(it)}" for key, it in attributes.items())),
-        ("reads", f"{seen.reads}, mapped {seen.maps}, last {local_time(seen.last_access_ns)}"),
-        ("faults", f"{seen.faults}, {counted(seen.evictions, 'eviction')}"),
-        ("held by", f"{counted(stat.pins, 'pin')}, {counted(stat.maps, 'mapping')}"),
-        ("state", "QUARANTINED: never served" if stat.is_quarantined else ""),
     ]
 
 
