@@ -7,7 +7,7 @@ its number, which makes it distinct and findable, and goes on with a passage of 
 import re
 from functools import cache
 
-__all__ = ["NOTE_MIN_BYTES", "note", "reference"]
+__all__ = ["NOTE_MIN_BYTES", "note", "paragraphs", "reference"]
 
 NOTE_MIN_BYTES = 32
 """Shorter notes would hold little but their number."""
@@ -22,6 +22,15 @@ def reference() -> str:
 
     prose = re.sub(r"[\W_]*\s[\W_]*", " ", " ".join(topics.values()))
     return prose.encode("ascii", "ignore").decode("ascii")
+
+
+@cache
+def paragraphs() -> tuple[str, ...]:
+    """As they are written, one line each, always in this order: of 20 to 1,000 characters."""
+    from pydoc_data.topics import topics
+
+    found = (" ".join(text.split()) for page in topics.values() for text in page.split("\n\n"))
+    return tuple(dict.fromkeys(text for text in found if 20 <= len(text) <= 1000))
 
 
 def note(number: int, size_bytes: int) -> str:
