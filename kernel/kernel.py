@@ -82,7 +82,7 @@ class Outside(NamedTuple):
     ram: FrameTier
     disk: Tier
     drivers: dict[CubeType, Driver]
-    index: Index
+    recall_index: Index
     index_io: Io
     """One thread: an index has one."""
     commit_io: Io
@@ -113,7 +113,7 @@ class Kernel:
         self.fills = Fills(parts, self.cubes, self.pager, self.removal)
         self.events = Events(parts)
         self.jobs = Jobs(outside.workers, parts.clock, parts.timers, parameters)
-        self.indexer = Indexer(parts, self.pager, outside.index, outside.index_io)
+        self.indexer = Indexer(parts, self.pager, outside.recall_index, outside.index_io)
         self.embedding = Embedding(self.indexer, self.jobs, parts.timers)
         self.recall = Recall(parts, self.cubes, self.indexer, self.embedding)
         parts.table.log.retain_events = parameters.log_retain_events

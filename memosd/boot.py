@@ -97,7 +97,7 @@ def boot(config: Config) -> Daemon:
         ram=RamTier(share.end_of_frames),
         disk=disk,
         drivers={driver.type: driver for driver in _drivers(config)},
-        index=RecallIndex(config.store.data_dir / "index.db"),
+        recall_index=RecallIndex(config.store.data_dir / "index.db"),
         index_io=index_io,
         commit_io=commit_io,
         gate=server,

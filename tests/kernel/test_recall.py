@@ -7,11 +7,12 @@ import pytest
 
 from libmem.abi import calls as c
 from libmem.abi.errors import Errno, MemError
-from libmem.abi.index import IndexVectors
+from libmem.abi.index import IndexQuestion, IndexVectors
 from libmem.abi.jobs import EmbedRequest, EmbedResult, JobClass
 from libmem.abi.structs import Descriptive, Governance, SearchMode
 from memosd.kernel.access import Identity
 from tests.kernel.conftest import MakeWorld
+from tests.kernel.fakeindex import FakePlan
 from tests.kernel.fakes import SECOND_NS
 from tests.kernel.world import ROOT, Client, World
 
@@ -141,35 +142,43 @@ def test_a_vector_of_no_shape_is_none(world: World, user: Client) -> None:
 # -- what the index is asked ---------------------------------------------------------------------
 
 
-def asked(world: World, request: c.Search) -> object:
+def asked(world: World, monkeypatch: pytest.MonkeyPatch, request: c.Search) -> IndexQuestion:
     """The question that the index got."""
-    seen = []
+    seen: list[IndexQuestion] = []
     plan = world.index.plan
-    world.index.plan = lambda question: seen.append(question) or plan(question)  # type: ignore
-    user = world.client()
-    user.call(msgspec.structs.replace(request, mode=SearchMode.WORDS))
-    world.index.plan = plan  # type: ignore[method-assign]
+
+    def noted(question: IndexQuestion) -> FakePlan:
+        seen.append(question)
+        return plan(question)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.index, "plan", noted)
+        world.client().call(msgspec.structs.replace(request, mode=SearchMode.WORDS))
     return seen[0]
 
 
-def test_the_index_is_asked_what_the_caller_asks(world: World) -> None:
+def test_the_index_is_asked_what_the_caller_asks(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     request = c.Search(
         query="apple", under="/n/a", producers=("Ann",), sessions=("s",), semantic_types=("fact",),
         event_from_ns=1, event_to_ns=2, as_of_ns=3, now_ns=4, recency=0.5, half_life_s=1.5,
         importance=0.25, beside=2,
     )  # fmt: skip
-    question = asked(world, request)
-    assert set(question.spaces.values()) == {"/n/a"}  # type: ignore[attr-defined]
-    assert question.filter == ((), ("fact",), ("Ann",), ("s",), 1, 2, 3)  # type: ignore
-    assert question.weights == (0.5, 1_500_000_000, 0.25, 4)  # type: ignore[attr-defined]
-    assert (question.now_ns, question.beside) == (4, 2)  # type: ignore[attr-defined]
+    question = asked(world, monkeypatch, request)
+    assert set(question.spaces.values()) == {"/n/a"}
+    assert question.filter == ((), ("fact",), ("Ann",), ("s",), 1, 2, 3)
+    assert question.weights == (0.5, 1_500_000_000, 0.25, 4)
+    assert (question.now_ns, question.beside) == (4, 2)
 
 
-def test_what_is_valid_now_is_asked_for_unless_another_time_is(world: World) -> None:
-    now = asked(world, c.Search(query="apple"))
-    assert now.filter.valid_at_ns == world.clock.wall_ns()  # type: ignore[attr-defined]
-    ever = asked(world, c.Search(query="apple", as_of_ns=-1))
-    assert ever.filter.valid_at_ns == 0  # type: ignore[attr-defined]
+def test_what_is_valid_now_is_asked_for_unless_another_time_is(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = asked(world, monkeypatch, c.Search(query="apple"))
+    assert now.filter.valid_at_ns == world.clock.wall_ns()
+    ever = asked(world, monkeypatch, c.Search(query="apple", as_of_ns=-1))
+    assert ever.filter.valid_at_ns == 0
 
 
 def test_what_is_known_of_a_cube_reaches_the_index(world: World, user: Client) -> None:

@@ -256,7 +256,7 @@ class World:
             ram=self.ram,
             disk=self.disk,
             drivers={driver.type: driver for driver in DRIVERS},
-            index=self.index,
+            recall_index=self.index,
             index_io=self.index_io,
             commit_io=self.io,
             gate=self.gate,

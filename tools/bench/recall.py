@@ -2,12 +2,14 @@
 
 Conversations whose questions cite the turns that answer them are written through libmem, each in a
 namespace of its own, one cube a turn; every question is asked through `search`. Recall at k is the
-share of a question's cited turns among the first k hits, averaged over the questions. The peers are
-asked in the same run, of the same index: BM25 (`mode="words"`), sentence vectors
-(`mode="meaning"`), and their fusion by reciprocal rank. The conversations are the user's
-(`--data`): memosd comes with none, and has no setting for any.
+share of a question's cited turns among the first k hits, averaged over the questions. The peers
+answer in the same run: BM25 (`mode="words"`), the cosines of the same model's vectors of
+`speaker: text` and of the whole question (as the usual vector store would have it), and the fusion
+of both by reciprocal rank. The conversations are the user's (`--data`): memosd comes with none, and
+has no setting for any.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,14 +17,26 @@ from pathlib import Path
 from statistics import fmean
 from typing import Final, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 import libmem
 from libmem.abi.calls import WriteCube
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.structs import Descriptive, SearchMode
-from memosd.tools.bench.conversations import CATEGORIES, Conversation, Turn, read_conversations
+from memosd.drivers.plaintext.bottom import Embedder
+from memosd.tools.bench.conversations import (
+    CATEGORIES,
+    Conversation,
+    Question,
+    Turn,
+    read_conversations,
+)
 from memosd.tools.bench.daemon import Daemon, private_daemon
 from memosd.tools.bench.report import Bar, Report, Row, at_least, at_most, row
 from memosd.tools.bench.samples import percentile
+from memosd.tools.models.cache import find_model
+from memosd.tools.models.catalogue import MINILM
 
 __all__ = ["FULL", "QUICK", "Plan", "measure", "wait_for_vectors", "write_turns"]
 
@@ -50,8 +64,8 @@ class Plan:
 FULL = Plan()
 QUICK = Plan(memories=1000, questions=20)
 
-Ranking = Callable[[libmem.Client, str, str, int], list[str]]
-"""(client, query, subtree, depth) -> names, best first."""
+Ranking = Callable[[str, int], list[str]]
+"""(question, depth) -> ids of turns, best first; of one conversation."""
 
 
 class _Asked(NamedTuple):
@@ -72,7 +86,7 @@ def measure(plan: Plan, directory: Path) -> Report:
             for conversation in conversations:
                 write_turns(client, _space(conversation), conversation.turns)
             lag_s = wait_for_vectors(client)
-            found = {name: _ask(client, plan, conversations, by) for name, by in _RANKINGS.items()}
+            found = _ask(client, plan, conversations)
             times_ms = _times(client, plan, conversations)
         rss_mib = _rss_mib(daemon)
         daemon.stop()
@@ -128,55 +142,67 @@ def _name(space: str, turn: Turn) -> str:
 # -- the rankings ------------------------------------------------------------------------------
 
 
-def _hybrid(client: libmem.Client, query: str, under: str, depth: int) -> list[str]:
-    return _names(client, query, under, depth, SearchMode.HYBRID)
-
-
-def _words(client: libmem.Client, query: str, under: str, depth: int) -> list[str]:
-    return _names(client, query, under, depth, SearchMode.WORDS)
-
-
-def _meaning(client: libmem.Client, query: str, under: str, depth: int) -> list[str]:
-    return _names(client, query, under, depth, SearchMode.MEANING)
-
-
-def _fused(client: libmem.Client, query: str, under: str, depth: int) -> list[str]:
-    scores: dict[str, float] = {}
-    for peer in (_words, _meaning):
-        for rank, name in enumerate(peer(client, query, under, _FUSED), 1):
-            scores[name] = scores.get(name, 0.0) + 1 / (_RRF_K + rank)
-    return sorted(scores, key=lambda name: -scores[name])[:depth]
-
-
-def _names(
-    client: libmem.Client, query: str, under: str, depth: int, mode: SearchMode
-) -> list[str]:
-    reply = client.search(query, under=under, k=depth, mode=mode)
-    return [hit.name for hit in reply]
-
-
-_RANKINGS: Final[dict[str, Ranking]] = {
-    "hybrid": _hybrid,
-    "bm25": _words,
-    "dense": _meaning,
-    "rrf": _fused,
-}
-
-
 def _ask(
-    client: libmem.Client, plan: Plan, conversations: list[Conversation], by: Ranking
-) -> list[_Asked]:
-    asked = []
+    client: libmem.Client, plan: Plan, conversations: list[Conversation]
+) -> dict[str, list[_Asked]]:
+    """Every question of every conversation, by ranking."""
+    embedder = Embedder(str(find_model(MINILM)), threads=len(os.sched_getaffinity(0)))
+    found: dict[str, list[_Asked]] = {}
     for conversation in conversations:
-        space = _space(conversation)
-        ids = {_name(space, turn): turn.id for turn in conversation.turns}
-        for question in conversation.questions[: plan.questions]:
-            recall = []
-            for depth in _DEPTHS:
-                hits = {ids[name] for name in by(client, question.text, space, depth)}
-                recall.append(len(hits & question.gold) / len(question.gold))
-            asked.append(_Asked(question.category, tuple(recall)))
-    return asked
+        for name, ranking in _rankings(client, conversation, embedder).items():
+            asked = [
+                _Asked(question.category, tuple(_recalls(ranking, question)))
+                for question in conversation.questions[: plan.questions]
+            ]
+            found.setdefault(name, []).extend(asked)
+    return found
+
+
+def _recalls(ranking: Ranking, question: Question) -> Iterator[float]:
+    for depth in _DEPTHS:
+        hits = set(ranking(question.text, depth))
+        yield len(hits & question.gold) / len(question.gold)
+
+
+def _rankings(
+    client: libmem.Client, conversation: Conversation, embedder: Embedder
+) -> dict[str, Ranking]:
+    """Ours and its peers."""
+    space = _space(conversation)
+    ids = {_name(space, turn): turn.id for turn in conversation.turns}
+    dense = _dense(conversation, embedder)
+
+    def search(text: str, depth: int, mode: SearchMode = SearchMode.HYBRID) -> list[str]:
+        return [ids[hit.name] for hit in client.search(text, under=space, k=depth, mode=mode)]
+
+    def words(text: str, depth: int) -> list[str]:
+        return search(text, depth, SearchMode.WORDS)
+
+    def fused(text: str, depth: int) -> list[str]:
+        scores: dict[str, float] = {}
+        for peer in (words, dense):
+            for rank, name in enumerate(peer(text, _FUSED), 1):
+                scores[name] = scores.get(name, 0.0) + 1 / (_RRF_K + rank)
+        return sorted(scores, key=lambda name: -scores[name])[:depth]
+
+    return {"hybrid": search, "bm25": words, "dense": dense, "rrf": fused}
+
+
+def _dense(conversation: Conversation, embedder: Embedder) -> Ranking:
+    """Cosines of whole vectors, without an index."""
+    turns = conversation.turns
+    vectors = _vectors(embedder, [f"{turn.speaker}: {turn.text}" for turn in turns])
+
+    def rank(text: str, depth: int) -> list[str]:
+        cosines = vectors @ _vectors(embedder, [text])[0]
+        return [turns[at].id for at in np.argsort(-cosines, kind="stable")[:depth]]
+
+    return rank
+
+
+def _vectors(embedder: Embedder, texts: list[str]) -> NDArray[np.float32]:
+    result = embedder.embed(texts, has_pieces=False)
+    return np.frombuffer(result.vectors, "<f4").reshape(len(texts), result.dimensions)
 
 
 # -- time --------------------------------------------------------------------------------------
@@ -238,6 +264,6 @@ def _notes(conversations: list[Conversation]) -> tuple[str, ...]:
     questions = sum(len(conversation.questions) for conversation in conversations)
     return (
         f"{len(conversations)} conversations, {turns:,} turns, {questions} questions with evidence",
-        "bm25, dense, rrf: the peers, over the same index; rrf fuses the first 100 of both",
+        "dense: the same model's vectors of `speaker: text`; rrf: the first 100 of bm25 and dense",
         "no setting is chosen for this data by this benchmark; docs/design/0005 says what was",
     )
