@@ -58,6 +58,8 @@ class Daemon:
         self.config: str | None = None
         """TOML to run with instead of --user; the directories are given to it in any case."""
         self.environment: dict[str, str] = {}
+        self.embedder = ""
+        """A folder; empty: what the configuration says, which finds none."""
         self.module = "memosd"
         """What is run."""
         self.process: subprocess.Popen[bytes] | None = None
@@ -116,7 +118,8 @@ class Daemon:
             file.write_text(self.config)
             source = ["--config", str(file)]
         directories = ["--data-dir", str(self.data_dir), "--runtime-dir", str(self.runtime_dir)]
-        return [sys.executable, "-m", self.module, *source, *directories]
+        models = ["--embedder", self.embedder] if self.embedder else []
+        return [sys.executable, "-m", self.module, *source, *directories, *models]
 
     def refuses_to_start(self) -> tuple[int, str]:
         """Start another one in the same way; the status and the words with which it ends."""
