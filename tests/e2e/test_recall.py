@@ -194,7 +194,6 @@ QUERIES = [
     "kitten AND NOT sofa",
     "^kitten",
     "\x00\x01\x02\xff",
-    "\ud800"[:0] + "\U0001f431",
     "🐱 😻",
     "קיטי שלום",
     "'; DROP TABLE document; --",
@@ -253,8 +252,8 @@ def test_a_large_document_stops_nobody(client: libmem.Client) -> None:
     page = "All work and no play makes a dull page of words, one after another. " * 30
     text = (page + "\n") * 5000 + "xylophone"  # 10 MB; what is behind 8 MiB is not indexed
     with client.create("/t/large", len(text), type=CubeType.PLAINTEXT) as fill:
-        fill.view[:] = text.encode()
-        fill.commit()
+        fill.copy_in(text.encode())
+        fill.seal()
     client.write("/t/small", "A xylophone is an instrument.")
     assert names(client, "xylophone", mode=SearchMode.WORDS) == ["/t/small"]
     assert names(client, "dull page", mode=SearchMode.WORDS) == ["/t/large"]
