@@ -4,7 +4,7 @@ transformers' own takes twice as long for a query of a dozen tokens: most of it 
 between the matrix products. The same results; a test compares them.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any, Final
 
 import torch
@@ -16,8 +16,6 @@ __all__ = ["Bert", "is_bert"]
 
 _GELU_MIN: Final = -0.17
 """x * Phi(x) has its minimum, -0.16997, at x = -0.7518."""
-
-Linear = Callable[[Any], Any]
 
 
 def is_bert(model: Any) -> bool:
@@ -34,7 +32,8 @@ def is_bert(model: Any) -> bool:
 class Bert:
     """The layers of a `BertModel`, rounded to 8 bits. Shares its embeddings and norms."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, ranges: Mapping[Any, Any]) -> None:
+        """`ranges`: of the inputs of each linear layer, as `RowInt8` takes them."""
         config, embeddings = model.config, model.embeddings
         self._heads = config.num_attention_heads
         self._words = embeddings.word_embeddings.weight
@@ -42,7 +41,7 @@ class Bert:
         segment = embeddings.token_type_embeddings.weight[0]
         self._places = (embeddings.position_embeddings.weight + segment).detach()
         self._norm = embeddings.LayerNorm
-        self._layers = [_Layer(layer) for layer in model.encoder.layer]
+        self._layers = [_Layer(layer, ranges) for layer in model.encoder.layer]
 
     def __call__(self, ids: Any, mask: Any | None) -> Any:
         """int64 [texts, tokens] -> float32 [texts, tokens, dimensions]. `mask`: bool, which are
@@ -61,17 +60,19 @@ class Bert:
 
 
 class _Layer:
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: Any, ranges: Mapping[Any, Any]) -> None:
         attention, output = layer.attention.self, layer.attention.output
         three = (attention.query, attention.key, attention.value)
         self._qkv = RowInt8(
-            torch.cat([each.weight for each in three]), torch.cat([each.bias for each in three])
+            torch.cat([each.weight for each in three]),
+            torch.cat([each.bias for each in three]),
+            ranges[attention.query],
         )
-        self._out = RowInt8(output.dense.weight, output.dense.bias)
+        self._out = RowInt8(output.dense.weight, output.dense.bias, ranges[output.dense])
         self._out_norm = output.LayerNorm
-        dense = layer.intermediate.dense, layer.output.dense
-        self._up = RowInt8(dense[0].weight, dense[0].bias)
-        self._down = RowInt8(dense[1].weight, dense[1].bias, _GELU_MIN)
+        up, down = layer.intermediate.dense, layer.output.dense
+        self._up = RowInt8(up.weight, up.bias, ranges[up])
+        self._down = RowInt8(down.weight, down.bias, floor=_GELU_MIN)
         self._down_norm = layer.output.LayerNorm
 
     def __call__(self, x: Any, shape: tuple[int, ...], hidden: Any | None) -> Any:

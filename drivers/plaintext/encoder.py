@@ -6,7 +6,8 @@ keeps the meaning: a few sentences are computed both ways first.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -106,29 +107,49 @@ class Encoder:
         """Round the weights, and look whether the vectors of a few texts stay what they were."""
         self._is_rounded = False
         try:
-            exact = self._means()
+            with _measured(self._model) as ranges:
+                exact = self._means()
         except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
             raise MemError(Errno.EINVAL, f"{source} does not encode texts: {error}") from None
+        if not exact.isfinite().all():
+            raise MemError(Errno.ECORRUPT, f"the model in {source} computes no numbers")
         if self._device.type != "cpu" or not is_supported():
             return
-        before = {}
         if is_bert(self._model):
-            self._bert = Bert(self._model)
+            self._bert = Bert(self._model, ranges)
         else:
-            for module in self._model.modules():
-                if type(module) is nn.Linear:
-                    before[module] = module.forward
-                    module.forward = RowInt8(module.weight, module.bias)
+            for linear, met in ranges.items():
+                linear.forward = RowInt8(linear.weight, linear.bias, met)
         cosines = nn.functional.cosine_similarity(exact, self._means())
         self._is_rounded = bool(cosines.min() >= _COSINE_MIN)
         if not self._is_rounded:
             self._bert = None
-            for module, forward in before.items():
-                module.forward = forward
+            for linear in ranges:
+                vars(linear).pop("forward", None)
+        elif self._bert is not None:
+            self._model = None  # the layers' own weights are needed no more
 
     def _means(self) -> Any:
         texts = [self.hidden([tokens.ids])[0] for tokens in self.tokens(_CHECK)]
         return torch.stack([torch.from_numpy(hidden).mean(0) for hidden in texts])
+
+
+@contextmanager
+def _measured(model: Any) -> Iterator[dict[Any, Any]]:
+    """The linear layers that are used in the block, with the largest magnitude at each input."""
+    ranges: dict[Any, Any] = {}
+
+    def look(linear: Any, inputs: Any) -> None:
+        met = inputs[0].flatten(0, -2).abs().amax(0)
+        ranges[linear] = torch.maximum(ranges.get(linear, met), met)
+
+    linears = [module for module in model.modules() if type(module) is nn.Linear]
+    hooks = [linear.register_forward_pre_hook(look) for linear in linears]
+    try:
+        yield ranges
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _tokens(ids: list[int], special: list[int]) -> Tokens:
@@ -194,8 +215,10 @@ def _digest(model: Any, tokenizer: Any) -> Any:
         config.pop(name, None)
     digest = blake3(json.dumps(config, sort_keys=True, default=repr).encode())
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    plain = json.dumps(tokenizer.get_vocab(), sort_keys=True) if backend is None else None
-    digest.update((plain or backend.to_str()).encode())
+    if backend is None:
+        digest.update(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())
+    else:
+        digest.update(backend.to_str().encode())
     for name, tensor in sorted(model.state_dict().items()):
         if any(part in name for part in _UNTRAINED):
             continue  # made up anew with every load, where the file has none

@@ -6,6 +6,7 @@ not installed, the peer is its loop with the same tokenizer and model, step by s
 one process with as many threads, on the same texts.
 """
 
+import importlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -97,10 +98,10 @@ def _cosine(ours: EmbedResult, peers: Any) -> float:
 def _peer(folder: str) -> tuple[Callable[[Sequence[str]], Any], str]:
     """Texts to unit vectors, and who does it."""
     try:
-        from sentence_transformers import SentenceTransformer
+        package = importlib.import_module("sentence_transformers")
     except ImportError:
         return _peer_loop(folder), "sentence-transformers' loop"
-    model = SentenceTransformer(folder, device="cpu")
+    model = package.SentenceTransformer(folder, device="cpu")
     return lambda texts: model.encode(list(texts)), "sentence-transformers"
 
 
