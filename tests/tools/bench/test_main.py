@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from libmem.abi.errors import Errno, MemError
-from memosd.tools.bench import boot, kv, kv_int8, mapping, prefix, put, rpc, scale, share
+from memosd.tools.bench import boot, embed, kv, kv_int8, mapping, prefix, put, rpc, scale, share
 from memosd.tools.bench.__main__ import _BENCHMARKS, main
 from memosd.tools.bench.report import Report, at_most, row
 
@@ -97,7 +97,7 @@ def test_a_store_of_no_cubes_is_refused(capsys: pytest.CaptureFixture[str]) -> N
 
 @pytest.fixture
 def _all_measured(_measured: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (put, mapping, scale, kv, kv_int8, share, prefix):
+    for module in (put, mapping, scale, kv, kv_int8, share, prefix, embed):
         monkeypatch.setattr(module, "measure", lambda plan, directory: Report("other", ()))
 
 
