@@ -14,6 +14,7 @@ from libmem.abi.errors import Errno, MemError
 from libmem.abi.structs import (
     Advice,
     Behaviour,
+    Beside,
     CubeType,
     Decision,
     Descriptive,
@@ -25,11 +26,13 @@ from libmem.abi.structs import (
     Hit,
     NamespaceStat,
     Quota,
+    SearchMode,
     Sensitivity,
     SessionStat,
     Stat,
     TierName,
     TierStat,
+    Understood,
     Usage,
 )
 from libmem.client import Client, connect
@@ -48,6 +51,7 @@ __all__ = [
     # The values that calls carry
     "Advice",
     "Behaviour",
+    "Beside",
     "CubeType",
     "Decision",
     "Descriptive",
@@ -59,10 +63,12 @@ __all__ = [
     "Hit",
     "NamespaceStat",
     "Quota",
+    "SearchMode",
     "Sensitivity",
     "SessionStat",
     "Stat",
     "TierName",
     "TierStat",
+    "Understood",
     "Usage",
 ]

@@ -169,10 +169,10 @@ def guests(stat: Stat, session: str) -> list[Place]:
     return [place for place in places(stat) or () if place["session"] != session]
 
 
-def send(client: Client, requests: Sequence[Call[Any]]) -> list[Any]:
-    """Results in order, errors as values; as many in one message as are served in one turn."""
+def send(client: Client, requests: Sequence[Call[Any]], calls: int = _BATCH_CALLS) -> list[Any]:
+    """Results in order, errors as values; at most so many calls in one message."""
     results: list[Any] = []
-    for part in _messages(requests, client.session.call_by_value_bytes):
+    for part in _messages(requests, client.session.call_by_value_bytes, calls):
         large = part[0]
         if isinstance(large, WriteCube) and len(part) == 1:
             results.append(_written(client, large))
@@ -181,7 +181,9 @@ def send(client: Client, requests: Sequence[Call[Any]]) -> list[Any]:
     return results
 
 
-def _messages(requests: Sequence[Call[Any]], value_max_bytes: int) -> Iterator[list[Call[Any]]]:
+def _messages(
+    requests: Sequence[Call[Any]], value_max_bytes: int, calls: int
+) -> Iterator[list[Call[Any]]]:
     """Requests by the message; one that is too large to go by value, alone."""
     part: list[Call[Any]] = []
     part_bytes = 0
@@ -193,7 +195,7 @@ def _messages(requests: Sequence[Call[Any]], value_max_bytes: int) -> Iterator[l
             yield [request]
             part, part_bytes = [], 0
             continue
-        if len(part) >= _BATCH_CALLS or part_bytes + size_bytes + _CALL_BYTES > _BATCH_BYTES:
+        if len(part) >= calls or part_bytes + size_bytes + _CALL_BYTES > _BATCH_BYTES:
             yield part
             part, part_bytes = [], 0
         part.append(request)

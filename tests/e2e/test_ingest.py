@@ -3,16 +3,17 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import libmem
 from libmem import ingest
-from libmem.abi.calls import WriteCube
+from libmem.abi.calls import SetHeader
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.structs import Descriptive, Governance, Quota
 from libmem.ingest import Duplicates, Format, Ingested, Turn
-from libmem.ingest.pieces import PROVENANCE
+from libmem.ingest.pieces import PROVENANCE, send
 from tests.e2e.daemon import Daemon
 
 PARAGRAPH = (
@@ -383,10 +384,44 @@ def test_without_room_what_was_written_stays(client: libmem.Client) -> None:
     assert (done.written, done.unchanged) == (1, 3)
 
 
-def test_somebody_elses_cube_is_nobodys_provenance(client: libmem.Client) -> None:
-    # A cube by another writer in the way of a piece's name: seen, compared, and made a version.
+def test_who_may_not_add_to_a_cube_writes_his_own(
+    client: libmem.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ingest.document(client, "/t", PARAGRAPH, name="a")
+
+    def refusing(client: libmem.Client, requests: list[Any], calls: int = 32) -> list[Any]:
+        refusal = MemError(Errno.EPERM, "only the owner")
+        headers = [isinstance(request, SetHeader) for request in requests]
+        return [refusal] * len(headers) if any(headers) else send(client, requests, calls)
+
+    monkeypatch.setattr("libmem.ingest.duplicates.send", refusing)
+    assert ingest.document(client, "/t", PARAGRAPH, name="b").written == 1
+    assert len(snapshot(client)) == 2
+
+
+def test_an_attribute_of_that_name_is_left_alone(client: libmem.Client) -> None:
+    for number, strange in enumerate(["mine", [1], [{"name": 7}]]):
+        about = Descriptive(semantic_type="document")
+        client.write(f"/t/{number}", PARAGRAPH, descriptive=about, attributes={PROVENANCE: strange})
+    assert ingest.document(client, "/t", PARAGRAPH, name="a").written == 1
+    assert client.stat("/t/0").attributes == {PROVENANCE: "mine"}
+
+
+def test_a_cube_is_handed_to_nobody_outside_its_namespace(client: libmem.Client) -> None:
+    ingest.document(client, "/t", PARAGRAPH, name="a")
+    stat = only(client)
+    entry = {"title": "", "origin": "", "session": "x", "position": 0, "event_time_ns": 0}
+    client.make_namespace("/u")
+    forged = [{**entry, "name": "/u/x"}, {**entry, "name": "no name"}, {**entry, "name": "/t/@v1"}]
+    client.set_header(stat.name, attributes={PROVENANCE: forged})
+    assert ingest.document(client, "/t", "", name="a").removed == 1
+    assert snapshot(client) == {}
+    client.remove_namespace("/u")
+
+
+def test_what_another_wrote_under_a_pieces_name_becomes_a_version(client: libmem.Client) -> None:
     ingest.document(client, "/t", "text", name="d")
     name = only(client).name
-    client.batch([WriteCube(name=name, payload=b"other")])
+    client.write(name, "other")
     assert ingest.document(client, "/t", "text", name="d").written == 1
     assert client.read(name) == b"text"
