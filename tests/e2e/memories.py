@@ -1,0 +1,32 @@
+"""What the tests of ingesting look at: texts in their order, versions, the only cube."""
+
+import libmem
+
+__all__ = ["PARAGRAPH", "only", "place", "snapshot", "texts"]
+
+PARAGRAPH = (
+    "The lapwing builds its nest on open ground, a shallow scrape lined with grass, and lays four "
+    "eggs in it; both birds sit on them for some weeks, and both of them drive crows and gulls off "
+    "with loud cries and steep dives, which is how people walking over a field notice them first."
+)
+
+
+def texts(client: libmem.Client, folder: str) -> list[str]:
+    """What lies below a folder, in its order."""
+    stats = sorted(client.list(folder, is_recursive=True), key=place)
+    return [client.read(stat.name).decode() for stat in stats]
+
+
+def place(stat: libmem.Stat) -> tuple[str, int]:
+    return stat.descriptive.session, stat.descriptive.position
+
+
+def snapshot(client: libmem.Client) -> dict[str, int]:
+    """Name -> version of all that is there."""
+    return {stat.name: stat.version for stat in client.list("/t", is_recursive=True)}
+
+
+def only(client: libmem.Client, folder: str = "/t") -> libmem.Stat:
+    """The one cube below a folder."""
+    (stat,) = client.list(folder, is_recursive=True)
+    return stat

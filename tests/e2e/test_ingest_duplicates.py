@@ -1,0 +1,140 @@
+"""Duplicates in a real daemon: folded, kept or left out; provenance, and who inherits."""
+
+from typing import Any
+
+import pytest
+
+import libmem
+from libmem import ingest
+from libmem.abi.calls import SetHeader
+from libmem.abi.errors import Errno, MemError
+from libmem.abi.structs import Descriptive
+from libmem.ingest import Duplicates, Ingested, Turn
+from libmem.ingest.pieces import PROVENANCE, send
+from tests.e2e.memories import PARAGRAPH, only, snapshot, texts
+
+NEAR = PARAGRAPH.replace("notice them first", "notice them soon")
+
+
+@pytest.mark.parametrize(
+    "again", [PARAGRAPH, PARAGRAPH.upper(), NEAR], ids=["same", "case", "near"]
+)
+def test_what_is_there_already_learns_where_else_it_was_met(
+    client: libmem.Client, again: str
+) -> None:
+    ingest.document(client, "/t", PARAGRAPH, name="a")
+    done = ingest.document(client, "/t/more", again, name="b")
+    assert done == Ingested(folded=1)
+    stat = only(client)
+    (entry,) = stat.attributes[PROVENANCE]
+    assert (entry["session"], entry["position"]) == ("more/b", 0)
+    assert entry["name"].startswith("/t/more/b/")
+    assert ingest.document(client, "/t/more", again, name="b") == Ingested(unchanged=1)
+    assert ingest.document(client, "/t", PARAGRAPH, name="a") == Ingested(unchanged=1)
+    assert only(client).version == stat.version
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        PARAGRAPH.replace("some weeks", "4 weeks"),
+        PARAGRAPH.replace("both birds sit", "both birds do not sit"),
+        "The lapwing builds its nest on open ground.",
+    ],
+    ids=["number", "not", "short"],
+)
+def test_what_says_something_else_is_kept(client: libmem.Client, other: str) -> None:
+    ingest.document(client, "/t", PARAGRAPH, name="a")
+    assert ingest.document(client, "/t", other, name="b").written == 1
+
+
+def test_others_words_are_not_folded(client: libmem.Client) -> None:
+    ingest.conversation(client, "/t", [Turn(PARAGRAPH, "ann")], session="s")
+    assert ingest.document(client, "/t", PARAGRAPH, name="a").written == 1
+    client.set_header(only(client, "/t/a").name, descriptive=Descriptive(semantic_type="x"))
+    assert ingest.document(client, "/t", PARAGRAPH, name="b").written == 1
+
+
+def test_what_ended_is_not_folded_into(client: libmem.Client) -> None:
+    ingest.document(client, "/t", PARAGRAPH, name="a")
+    client.write("/t/new", "news", supersedes=(only(client, "/t/a").name,))
+    assert ingest.document(client, "/t", PARAGRAPH, name="b").written == 1
+
+
+def test_duplicates_may_be_kept_or_left_out(client: libmem.Client) -> None:
+    twice = f"{PARAGRAPH}\n\n" * 8  # more than one piece of the same text
+    ingest.document(client, "/t", PARAGRAPH, name="a")
+    skipped = ingest.document(client, "/t", PARAGRAPH, name="b", duplicates=Duplicates.SKIP)
+    assert (skipped.skipped, skipped.written) == (1, 0)
+    assert PROVENANCE not in only(client).attributes
+    assert (
+        ingest.document(client, "/t", PARAGRAPH, name="b", duplicates=Duplicates.KEEP).written == 1
+    )
+    kept = ingest.document(client, "/t", twice, name="c", duplicates=Duplicates.KEEP)
+    assert kept.written == 2
+    assert ingest.document(client, "/t", twice, name="c", duplicates=Duplicates.KEEP) == Ingested(
+        unchanged=2
+    )
+
+
+def test_a_document_that_repeats_itself(client: libmem.Client) -> None:
+    source = f"# One\n\n{PARAGRAPH}\n\n# Two\n\n{PARAGRAPH}\n"
+    done = ingest.document(client, "/t", source, name="d.md")
+    assert (done.written, done.folded) == (1, 1)
+    (entry,) = only(client).attributes[PROVENANCE]
+    assert (entry["session"], entry["position"]) == ("d.md", 1)
+    before = snapshot(client)
+    ingest.document(client, "/t", source, name="d.md")
+    assert snapshot(client) == before
+    ingest.document(client, "/t", f"# One\n\n{PARAGRAPH}\n", name="d.md")
+    assert PROVENANCE not in only(client).attributes
+
+
+def test_what_another_document_still_says_is_handed_on(client: libmem.Client) -> None:
+    for name in "abc":
+        ingest.document(client, "/t", PARAGRAPH, name=name)
+    before = only(client)
+    assert len(before.attributes[PROVENANCE]) == 2
+    assert ingest.document(client, "/t", "Other words.", name="a").removed == 1
+    heir = only(client, "/t/b")
+    assert (heir.id, heir.descriptive.session) == (before.id, "b")
+    assert [entry["session"] for entry in heir.attributes[PROVENANCE]] == ["c"]
+    assert ingest.document(client, "/t", PARAGRAPH, name="b") == Ingested(unchanged=1)
+    ingest.document(client, "/t", "", name="b")
+    ingest.document(client, "/t", "", name="c")
+    assert texts(client, "/t") == ["Other words."]
+
+
+def test_who_may_not_add_to_a_cube_writes_his_own(
+    client: libmem.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ingest.document(client, "/t", PARAGRAPH, name="a")
+
+    def refusing(client: libmem.Client, requests: list[Any], calls: int = 32) -> list[Any]:
+        refusal = MemError(Errno.EPERM, "only the owner")
+        headers = [isinstance(request, SetHeader) for request in requests]
+        return [refusal] * len(headers) if any(headers) else send(client, requests, calls)
+
+    monkeypatch.setattr("libmem.ingest.duplicates.send", refusing)
+    assert ingest.document(client, "/t", PARAGRAPH, name="b").written == 1
+    assert len(snapshot(client)) == 2
+
+
+def test_an_attribute_of_that_name_is_left_alone(client: libmem.Client) -> None:
+    for number, strange in enumerate(["mine", [1], [{"name": 7}]]):
+        about = Descriptive(semantic_type="document")
+        client.write(f"/t/{number}", PARAGRAPH, descriptive=about, attributes={PROVENANCE: strange})
+    assert ingest.document(client, "/t", PARAGRAPH, name="a").written == 1
+    assert client.stat("/t/0").attributes == {PROVENANCE: "mine"}
+
+
+def test_a_cube_is_handed_to_nobody_outside_its_namespace(client: libmem.Client) -> None:
+    ingest.document(client, "/t", PARAGRAPH, name="a")
+    stat = only(client)
+    entry = {"title": "", "origin": "", "session": "x", "position": 0, "event_time_ns": 0}
+    client.make_namespace("/u")
+    forged = [{**entry, "name": "/u/x"}, {**entry, "name": "no name"}, {**entry, "name": "/t/@v1"}]
+    client.set_header(stat.name, attributes={PROVENANCE: forged})
+    assert ingest.document(client, "/t", "", name="a").removed == 1
+    assert snapshot(client) == {}
+    client.remove_namespace("/u")
