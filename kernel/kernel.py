@@ -235,7 +235,6 @@ class Kernel:
 
     def info(self) -> InfoReply:
         parts = self.parts
-        account = parts.residents.account
         return InfoReply(
             server=self.server,
             epoch=self.epoch,
@@ -244,22 +243,7 @@ class Kernel:
             sessions=len(self.sessions),
             namespaces=len(parts.namespaces),
             cubes=parts.table.count(),
-            tiers=(
-                TierStat(
-                    name="ram",
-                    budget_bytes=account.budget_bytes,
-                    used_bytes=account.used_bytes,
-                    cubes=len(parts.residents),
-                    pinned_bytes=parts.residents.held_bytes(),
-                    dirty_bytes=parts.residents.dirty_bytes(),
-                ),
-                TierStat(
-                    name="disk",
-                    budget_bytes=parts.namespaces.budget_bytes,
-                    used_bytes=parts.namespaces.used_bytes,
-                    cubes=parts.table.count(),
-                ),
-            ),
+            tiers=self._tiers(),
             log_seq=parts.table.log.durable_seq,
             indexed_seq=self.indexer.indexed_seq,
             calls=self.dispatch.calls,
@@ -274,6 +258,25 @@ class Kernel:
             recall=self.embedding.stat(),
             workers=self.jobs.stats(),
         )
+
+    def _tiers(self) -> tuple[TierStat, ...]:
+        parts = self.parts
+        account = parts.residents.account
+        ram = TierStat(
+            name="ram",
+            budget_bytes=account.budget_bytes,
+            used_bytes=account.used_bytes,
+            cubes=len(parts.residents),
+            pinned_bytes=parts.residents.held_bytes(),
+            dirty_bytes=parts.residents.dirty_bytes(),
+        )
+        disk = TierStat(
+            name="disk",
+            budget_bytes=parts.namespaces.budget_bytes,
+            used_bytes=parts.namespaces.used_bytes,
+            cubes=parts.table.count(),
+        )
+        return ram, disk
 
     def _notices(self) -> list[str]:
         notices = [self.indexer.problem] if self.indexer.problem else []

@@ -135,7 +135,7 @@ class Workers(_Section, frozen=True, kw_only=True):
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
     memory_bytes: Quota = 0
     job_timeout_s: Annotated[float, Meta(ge=1, le=86_400)] = 60.0
-    nice: Annotated[int, Meta(ge=0, le=19)] = 10
+    nice: Annotated[int, Meta(ge=0, le=19)] = 5
 
     @property
     def threads_of_each(self) -> int:

@@ -18,6 +18,8 @@ __all__ = ["Embedding", "Embeds", "embedding_table"]
 _SLICE_S: Final = 0.03
 _FIRST_SLICE: Final = 2_000
 """Characters, before anything was measured."""
+_LEAST_SLICE: Final = 600
+"""Characters, however busy the machine: texts that are embedded one by one take a third longer."""
 _TEXT_MAX: Final = 4_000
 """Characters that count of one text: what exceeds the model's window is cut off."""
 _TEXT_COSTS: Final = 50
@@ -72,10 +74,10 @@ class Embedding:
             start = end
 
     def _learn(self, cost: int, took_s: float) -> None:
-        # Half of it, so that one slice during which the machine did something else tells little.
-        # Bounded, so that a clock that stands still does not make the next slice endless.
-        measured = cost * _SLICE_S / max(took_s, 1e-6)
-        self._per_slice = min((self._per_slice + measured) / 2, 4 * self._per_slice, 1e6)
+        # Half of it, so that one slice during which the machine did something else tells little;
+        # bounded, so that one that took no time at all does not make the next one endless.
+        measured = min(cost * _SLICE_S / max(took_s, 1e-6), 4 * self._per_slice)
+        self._per_slice = max((self._per_slice + measured) / 2, _LEAST_SLICE)
 
 
 class _Joint:

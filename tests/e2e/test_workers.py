@@ -115,7 +115,7 @@ def test_only_background_work_is_nice(daemon: JobDaemon) -> None:
     daemon.submit("embed", "embed", "heron")
     ours = os.getpriority(os.PRIO_PROCESS, 0)
     assert daemon.outcome("query").split()[1] == str(ours)
-    assert daemon.outcome("embed").split()[1] == str(min(19, ours + 10))
+    assert daemon.outcome("embed").split()[1] == str(min(19, ours + 5))
 
 
 def test_a_query_waits_for_a_slice_and_not_for_a_batch(daemon: JobDaemon) -> None:

@@ -64,7 +64,7 @@ def test_each_text_gets_its_own_vectors(texts: list[str], has_pieces: bool) -> N
     assert lengths == sorted(lengths)  # like with like: nothing is padded for nothing
 
 
-@pytest.mark.parametrize(("text_s", "slices"), [(0.010, 10), (0.001, 2)])
+@pytest.mark.parametrize(("text_s", "slices"), [(1.0, 8), (0.005, 5), (0.0001, 1)])
 def test_slices_grow_and_shrink_to_what_30_ms_hold(
     monkeypatch: pytest.MonkeyPatch, text_s: float, slices: int
 ) -> None:
@@ -83,7 +83,7 @@ def test_slices_grow_and_shrink_to_what_30_ms_hold(
         model.batches.clear()
         done(work(encode(EmbedRequest(("a" * 100,) * 30))))
     sizes = [len(batch) for batch in model.batches]
-    assert len(sizes) in (slices, slices + 1, slices - 1)
+    assert abs(len(sizes) - slices) <= 1
 
 
 def test_nothing_is_nothing() -> None:
