@@ -108,12 +108,14 @@ class Crew:
     def _start(self, place: _Place) -> None:
         place.timer = None
         place.starts += 1
-        place.state, place.jobs, place.held, place.reason = "starting", 0, 0, ""
+        place.state, place.jobs, place.held = "starting", 0, 0
+        place.session, place.reason = 0, ""
         try:
             place.pid = self._workers.start()
         except MemError as error:
             self._start_later(place, str(error))
             return
+        _log.info("a worker was started", pid=place.pid)
         self._by_pid[place.pid] = place
         late = partial(self.kill, place.pid, f"it did not begin in {_BEGIN_MAX_NS // 10**9} s")
         place.timer = self._timers.after(_BEGIN_MAX_NS, late)
@@ -134,10 +136,15 @@ class Crew:
         place = self._by_pid[pid]
         if place.session != session.number:
             place.session = session.number
-            session.on_end.add(partial(self.kill, pid))
+            session.on_end.add(partial(self._session_ended, place, session.number))
         if place.state == "starting":
             place.state = "idle"
             self._stop_timer(place)
+
+    def _session_ended(self, place: _Place, session: int) -> None:
+        # Not of the one before in this place, nor of one that it has left for another.
+        if place.session == session and place.pid:
+            self.kill(place.pid)
 
     def took(self, pid: int) -> None:
         """A member has one more job in hand."""

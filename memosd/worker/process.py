@@ -23,8 +23,14 @@ from memosd.worker.loop import Loop, Table
 __all__ = ["parser", "work"]
 
 _PR_SET_PDEATHSIG: Final = 1
-_OOM_SCORE: Final = "500"
+_OOM_SCORE: Final = 500
 """Of 1000; the daemon has 0 or less."""
+_QUIET: Final = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+"""No threads of a tokenizer's own; no progress bars and advice in the daemon's log."""
 _THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
 
 
@@ -70,9 +76,12 @@ def _settle_in(options: argparse.Namespace) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != options.parent:  # it died before that
         sys.exit(0)
-    Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE, encoding="ascii")
+    oom_score = Path("/proc/self/oom_score_adj")
+    if int(oom_score.read_text(encoding="ascii")) < _OOM_SCORE:  # to lower it takes a privilege
+        oom_score.write_text(str(_OOM_SCORE), encoding="ascii")
     if options.memory_bytes:
         resource.setrlimit(resource.RLIMIT_DATA, (options.memory_bytes, options.memory_bytes))
     # Read when the frameworks are loaded, so set before.
     os.environ.update(dict.fromkeys(_THREADS, str(options.threads)))
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)

@@ -302,6 +302,18 @@ def test_a_worker_whose_session_ends_is_killed(bench: Bench) -> None:
     assert bench.drain(bench.session()) == [job.id]
 
 
+def test_the_session_of_a_worker_that_is_gone_ends_nobody_else(bench: Bench) -> None:
+    bench.submit()
+    worker = bench.session()
+    bench.drain(worker)
+    bench.workers.finish(worker.identity.pid)
+    bench.pass_time(SECOND_NS)
+    bench.drain(bench.session())
+    for give_up in list(worker.on_end):
+        give_up()
+    assert bench.workers.killed == []
+
+
 def test_a_cancelled_job_of_a_dead_worker_is_not_done_again(bench: Bench) -> None:
     job = bench.submit()
     bench.drain(bench.session())
