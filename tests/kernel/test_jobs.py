@@ -1,6 +1,5 @@
-"""Jobs: who does what next, what becomes of a job whose worker dies, who may ask."""
+"""Jobs: who does what next, what becomes of a job whose worker dies."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,9 +15,8 @@ from memosd.kernel.param import Parameters
 from memosd.kernel.session import Session
 from memosd.kernel.timers import Timers
 from memosd.kernel.wait import Completion, spawn
-from tests.kernel.conftest import MakeWorld
 from tests.kernel.fakes import SECOND_NS, FakeClock, FakeWorkers
-from tests.kernel.world import ROOT, USER, Client, World, batch_of
+from tests.kernel.world import ROOT
 
 MS = 1_000_000
 NOTHING = c.JobReply()
@@ -338,74 +336,3 @@ def test_the_end_fails_all_jobs_and_lets_all_workers_go(bench: Bench) -> None:
     assert gone.is_done
     bench.pass_time(100 * SECOND_NS)
     assert bench.workers.pids == []
-
-
-# -- the syscalls ------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def staffed(make_world: MakeWorld) -> World:
-    """A world with a worker process, which has one job to do."""
-    world = make_world(workers=1)
-    world.kernel.jobs.submit(EMBED, 1, EmbedRequest(("heron",)))
-    return world
-
-
-@pytest.fixture
-def worker(staffed: World) -> Iterator[Client]:
-    """That process."""
-    client = Client(staffed, Identity(ROOT, ROOT, staffed.workers.pids[0]))
-    client.hello()
-    yield client
-    if staffed.workers.pids:
-        staffed.workers.finish(staffed.workers.pids[0])
-
-
-def test_a_worker_takes_and_returns_a_job(staffed: World, worker: Client) -> None:
-    reply = worker.call(c.TakeJob())
-    worker.call(c.FinishJob(reply.id, b"x"))
-    assert worker.call(c.TakeJob()) == NOTHING
-    (stat,) = staffed.root.call(c.Info()).workers
-    assert (stat.pid, stat.state, stat.jobs) == (worker.identity.pid, "idle", 1)
-
-
-@pytest.mark.parametrize("uid", [ROOT, USER])
-def test_strangers_may_not_take_jobs(staffed: World, worker: Client, uid: int) -> None:
-    stranger = staffed.client(uid)
-    stranger.fails(c.TakeJob(), Errno.EPERM)
-    stranger.fails(c.FinishJob(1), Errno.EPERM)
-    (item,) = stranger.call(batch_of(c.FinishJob(1))).results
-    assert item.errno == Errno.EPERM
-
-
-def test_a_worker_that_is_gone_is_a_stranger(staffed: World, worker: Client) -> None:
-    staffed.workers.finish(worker.identity.pid)
-    worker.fails(c.TakeJob(), Errno.EPERM)
-
-
-@pytest.mark.parametrize(
-    "request_", [c.TakeJob(classes=()), c.TakeJob(timeout_ms=-1), c.TakeJob(timeout_ms=60_001)]
-)
-def test_a_senseless_request_is_refused(worker: Client, request_: c.TakeJob) -> None:
-    worker.fails(request_, Errno.EINVAL)
-
-
-def test_a_job_waits_for_no_commit(staffed: World, worker: Client) -> None:
-    worker.call(c.TakeJob())
-    waits = worker.start(c.TakeJob(timeout_ms=1000))
-    user = staffed.client()
-    written = user.start(c.MakeNamespace(name="/n"))
-    staffed.kernel.jobs.submit(QUERY, 1, EmbedRequest(("heron",)))
-    assert waits.is_answered
-    assert not written.is_answered
-    staffed.settle()
-
-
-def test_the_daemons_end_waits_for_its_workers(staffed: World, worker: Client) -> None:
-    waits = worker.start(c.TakeJob(classes=(QUERY,), timeout_ms=1000))
-    done = staffed.stop()
-    assert waits.result() == NOTHING
-    assert not done.is_done
-    staffed.workers.finish(worker.identity.pid, "killed by signal 15")
-    staffed.settle()
-    assert done.is_done
