@@ -99,9 +99,21 @@ class Embedding:
         request = EmbedRequest(texts=(text,), has_pieces=False)
         return QueryVector(self._jobs.submit(JobClass.QUERY, namespace, request))
 
+    async def use(self, model: str) -> None:
+        """A worker made a vector of this model; where the index has others', they are made anew."""
+        index = self._indexer.index
+        if model != index.counts.model:
+            await self._indexer.ask(index.use_model, model)
+            self._refused.clear()  # what one model cannot take another may
+            self.kick()
+
     def kick(self) -> None:
         """There may be something to do."""
-        if self._jobs.is_possible and self._running < _AT_ONCE and not self._is_retrying:
+        if not self._jobs.is_possible:
+            return
+        if self._indexer.index.counts.passages:
+            self._jobs.call_up()  # before the first query comes: to load a model takes seconds
+        if self._running < _AT_ONCE and not self._is_retrying:
             self._running += 1
             detach(self._run()).on_done(self._stopped)
 
@@ -167,13 +179,9 @@ class Embedding:
             raise MemError(Errno.EAGAIN, error.message) from None
 
     async def _keep(self, batch: list[IndexPassage], vectors: list[IndexVectors]) -> None:
-        index = self._indexer.index
-        model = vectors[0].model
-        if model != index.counts.model:
-            await self._indexer.ask(index.use_model, model)
-            self._refused.clear()  # what one model cannot take another may
+        await self.use(vectors[0].model)
         kept = {passage.number: rows for passage, rows in zip(batch, vectors, strict=True)}
-        await self._indexer.ask(index.keep, kept)
+        await self._indexer.ask(self._indexer.index.keep, kept)
 
     def _part(self, batch: list[IndexPassage], error: MemError) -> None:
         if len(batch) == 1:

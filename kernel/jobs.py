@@ -167,10 +167,10 @@ class Jobs:
         """Is there a model at all? Where there is, what is a problem now may pass."""
         return self.crew.is_possible
 
-    @property
-    def is_available(self) -> bool:
-        """May a job be hoped to be done?"""
-        return not self.problem
+    def call_up(self) -> None:
+        """Have the workers started, before there is work."""
+        if self.is_possible:
+            self.crew.call_up()
 
     def submit(
         self, job_class: JobClass, namespace: int, request: Value, deadline_ns: int = 0

@@ -123,7 +123,9 @@ class Recall:
             if not is_there:
                 reason = self._embedding.problem or f"no vector within {request.wait_ms} ms"
                 raise MemError(Errno.EAGAIN, reason)
-            return coming.result(), ""
+            vector = coming.result()
+            await self._embedding.use(vector.model)
+            return vector, ""
         except MemError as error:
             return None, self._without(request, error)
 

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -118,10 +117,10 @@ def test_a_model_that_cannot_be_loaded_leaves_words(
     with idle.connect() as client:
         client.make_namespace("/t")
         client.write("/t/pet", TEXTS["/t/pet"])
-        eventually(lambda: "keeps dying" in client.info().recall.problem, "it is given up")
+        eventually(lambda: "no worker can begin" in client.info().recall.problem, "it is told")
         reply = client.call(Search("kitten", under="/t"))
         assert [hit.name for hit in reply.hits] == ["/t/pet"]
-        assert reply.notice.startswith("ranked by words alone: the worker keeps dying: ")
+        assert reply.notice.startswith("ranked by words alone: no worker can begin: ")
         assert str(folder) in reply.notice
         # It is mended while the daemon runs.
         shutil.rmtree(folder, ignore_errors=True)
@@ -131,7 +130,7 @@ def test_a_model_that_cannot_be_loaded_leaves_words(
 
 
 @pytest.fixture
-def small_model(minilm: Path, tmp_path: Path) -> Iterator[Path]:
+def small_model(minilm: Path, tmp_path: Path) -> Path:
     """An encoder of 32 dimensions with random weights and MiniLM's tokenizer."""
     transformers = pytest.importorskip("transformers")
     folder = tmp_path / "small"
@@ -143,7 +142,7 @@ def small_model(minilm: Path, tmp_path: Path) -> Iterator[Path]:
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
         if (minilm / name).exists():
             shutil.copy(minilm / name, folder)
-    yield folder
+    return folder
 
 
 def test_another_model_replaces_all_vectors(

@@ -26,7 +26,7 @@ def test_nobody_is_started_before_there_is_work() -> None:
 
 def test_without_an_embedder_there_is_no_work() -> None:
     bench = Bench(workers=0, no_workers="no embedder is configured")
-    assert not bench.jobs.is_available
+    assert bench.jobs.problem
     with pytest.raises(MemError) as caught:
         bench.submit()
     assert caught.value.errno is Errno.EOPNOTSUPP
@@ -87,9 +87,9 @@ def test_who_cannot_begin_is_a_problem_until_one_can(bench: Bench) -> None:
         bench.submit()
     assert caught.value.errno is Errno.EOPNOTSUPP
     bench.pass_time(60 * SECOND_NS)
-    assert not bench.jobs.is_available
+    assert bench.jobs.problem
     assert bench.drain(bench.session()) != []
-    assert bench.jobs.is_available
+    assert not bench.jobs.problem
 
 
 def test_who_keeps_dying_is_a_problem_and_one_bad_job_is_none(bench: Bench) -> None:
@@ -97,19 +97,19 @@ def test_who_keeps_dying_is_a_problem_and_one_bad_job_is_none(bench: Bench) -> N
     for deaths in range(1, 5):
         bench.take(bench.session())
         bench.workers.finish(bench.workers.pids[0], "killed by signal 9")
-        assert bench.jobs.is_available == (deaths < 3)
+        assert bool(bench.jobs.problem) == (deaths >= 3)
         bench.pass_time(60 * SECOND_NS)
     assert bench.jobs.problem == "the worker keeps dying: killed by signal 9"
     assert all(job.done.is_done for job in jobs)
     bench.take(bench.session())
-    assert bench.jobs.is_available
+    assert not bench.jobs.problem
 
 
 def test_one_that_works_is_enough() -> None:
     bench = Bench(workers=2)
     bench.submit()
     bench.workers.finish(bench.workers.pids[0], "ended with status 1")
-    assert bench.jobs.is_available
+    assert not bench.jobs.problem
 
 
 def test_a_worker_says_itself_why_it_cannot_begin(bench: Bench) -> None:

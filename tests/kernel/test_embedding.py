@@ -44,8 +44,12 @@ class FakeJobs:
     def __init__(self) -> None:
         self.sent: list[SentJob] = []
         self.is_possible = True
+        self.is_called_up = False
         self.problem = ""
         self.failure: MemError | None = None
+
+    def call_up(self) -> None:
+        self.is_called_up = True
 
     def submit(self, job_class: JobClass, namespace: int, request: EmbedRequest) -> SentJob:
         if self.failure is not None:
@@ -182,6 +186,27 @@ def test_a_damaged_index_is_asked_again(world: World) -> None:
     world.pass_time(SECOND_NS)
     world.answer_all()
     assert world.index.counts == (1, 0, MODEL)
+
+
+def test_a_worker_is_called_before_anybody_asks(world: World) -> None:
+    world.embedding.kick()
+    assert not world.jobs.is_called_up, "there is nothing to search"
+    world.write(["one"])
+    world.answer_all()
+    world.jobs.is_called_up = False
+    world.embedding.kick()
+    assert world.jobs.is_called_up
+
+
+def test_a_query_by_another_model_makes_all_wait_again(world: World) -> None:
+    world.write(["one", "two"])
+    world.answer_all()
+    spawn(world.embedding.use(MODEL))
+    assert world.jobs.sent == []
+    spawn(world.embedding.use(OTHER))
+    while world.jobs.sent:
+        world.jobs.take().answer(OTHER)
+    assert world.index.counts == (2, 0, OTHER)
 
 
 def test_without_an_embedder_nothing_is_sent(world: World) -> None:

@@ -77,6 +77,16 @@ def test_a_search_is_ranked_with_the_vector_of_what_is_left_of_the_query(
     assert request == EmbedRequest(("apple",), has_pieces=False)
 
 
+def test_a_query_tells_of_another_model(world: World, user: Client) -> None:
+    world.index.use_model("cd" * 32)
+    search = user.start(c.Search(query="apple"))
+    world.settle()
+    answer(worker_of(world))
+    world.settle()
+    assert names(search.result()) == ["/n/a", "/n/b"]
+    assert world.index.counts == (2, 2, MODEL), "all are made anew from now on"
+
+
 def test_words_decide_when_the_vector_is_late(world: World, user: Client) -> None:
     search = user.start(c.Search(query="apple", wait_ms=300))
     world.settle()
