@@ -11,18 +11,19 @@ look-ups, and what the selection leaves out has no influence.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from memosd.drivers.recall.documents import Entry, Span, unpack_lengths
 
-__all__ = ["Bools", "Columns", "Floats", "Ints", "Interned"]
+__all__ = ["Bools", "Columns", "Floats", "Interned", "Ints", "Links", "Scores"]
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Scores = NDArray[np.float32]
 
 _KINDS: Final[dict[str, Any]] = {
     "number": np.int64,
@@ -32,7 +33,7 @@ _KINDS: Final[dict[str, Any]] = {
     "type": np.int32,
     "semantic_type": np.int32,
     "producer": np.int32,
-    "session": np.int32,
+    "session": np.int64,
     "place": np.int32,
     "place_before": np.int32,
     "place_after": np.int32,
@@ -70,6 +71,16 @@ class Interned:
 
     def __len__(self) -> int:
         return len(self.numbers)
+
+
+class Links(NamedTuple):
+    """Of each row, where its neighbours are."""
+
+    before: Ints
+    """The row before it, -1 where there is none."""
+    after: Ints
+    is_answer: Bools
+    """The one before is a question."""
 
 
 class Columns:
@@ -206,8 +217,8 @@ class Columns:
 
     # -- neighbours ----------------------------------------------------------------------------
 
-    def neighbours(self, chosen: Bools) -> tuple[Ints, Ints]:
-        """The rows before and after each row, of those chosen; -1 where there is none.
+    def links(self, chosen: Bools) -> Links:
+        """The rows before and after each row, among those chosen.
 
         Within a cube its passages; at its ends the nearest passage of the cube at the place before
         or after in the session, where several are there the newest.
@@ -221,7 +232,8 @@ class Columns:
             newest[self["place"][there]] = there
             side[self[own_end]] = newest[self[place][self[own_end]]]
             side[~chosen] = -1
-        return before, after
+        is_answer = np.append(self["is_question"], np.bool_(False))[before]
+        return Links(before, after, is_answer)
 
     def _grow(self, rows: int) -> None:
         capacity = len(self._arrays["number"])

@@ -28,7 +28,7 @@ class Ranked(NamedTuple):
 
 def best_cubes(worths: Sequence[Worth], limit: int) -> list[Ranked]:
     """The best passage of each of the `limit` best cubes."""
-    values = [np.where(each.is_hit, each.total, -np.inf) for each in worths]
+    values = [np.where(each.is_hit, each.total, np.float32(-np.inf)) for each in worths]
     hits = sum(int(each.is_hit.sum()) for each in worths)
     wanted = limit
     while True:
@@ -75,7 +75,7 @@ class Texts:
             version,
             float(worth.total[row]),
             snippet(text, keys, self._tokenize),
-            _signals(worth, row),
+            worth.explain(row),
             shown(text),
             tuple(self._beside(ranked, beside)),
         )
@@ -91,7 +91,7 @@ class Texts:
     def _beside(self, ranked: Ranked, wanted: int) -> list[IndexBeside]:
         scope = ranked.worth.scope
         found: list[IndexBeside] = []
-        for step, side in ((-1, scope.before), (1, scope.after)):
+        for step, side in ((-1, scope.links.before), (1, scope.links.after)):
             row = ranked.row
             for distance in range(1, wanted + 1):
                 row = int(side[row])
@@ -107,15 +107,3 @@ class Texts:
         if not rows:
             raise apsw.CorruptError("a row is missing")
         return rows[0]
-
-
-def _signals(worth: Worth, row: int) -> dict[str, float]:
-    """What the score was made of: what is not zero."""
-    both = {**worth.facts, **worth.parts}
-    signals = {name: float(values[row]) for name, values in both.items()}
-    for name, standing in worth.standings.items():
-        value = standing.values[row]
-        if value > 0:
-            above = len(standing.all) - np.searchsorted(standing.all, value, side="right")
-            signals[name] = float(above) + 1
-    return {name: value for name, value in signals.items() if value}

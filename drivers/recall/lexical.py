@@ -134,11 +134,12 @@ class Lexical:
 
 def _restriction(scope: Scope, rows: Bools) -> tuple[str, dict[str, Any]] | None:
     """An SQL condition that lets through the passages of these rows; None: there are none."""
-    chosen = scope.columns["number"][rows]
-    if len(chosen) == sum(scope.audiences.values()):
-        return "", {}
-    if not len(chosen):
+    count = np.count_nonzero(rows)
+    if not count:
         return None
+    if count == sum(scope.audiences.values()):
+        return "", {}
+    chosen = scope.columns["number"][rows]
     # One byte for each number: a look-up that costs SQLite less than any table would.
     base, top = int(chosen[0]), int(chosen[-1])
     is_chosen = np.zeros(top - base + 1, np.uint8)

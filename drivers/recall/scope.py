@@ -16,7 +16,7 @@ import numpy as np
 
 from libmem.abi.index import IndexFilter, IndexQuestion
 from memosd.drivers.recall.catalogue import Catalogue
-from memosd.drivers.recall.columns import Bools, Columns, Interned, Ints
+from memosd.drivers.recall.columns import Bools, Columns, Interned, Ints, Links
 from memosd.drivers.recall.documents import DocumentRows
 
 __all__ = ["Scope", "Scopes"]
@@ -30,15 +30,16 @@ class Scope(NamedTuple):
     """Those that the caller may read: number -> passages."""
     searched: Bools
     candidates: Bools
-    before: Ints
-    after: Ints
-    """The readable neighbours of each row, -1 for none."""
+    links: Links
+    """To readable neighbours."""
 
     @property
     def context(self) -> Bools:
         """The candidates and what stands beside them."""
+        if np.array_equal(self.candidates, self.searched):
+            return self.searched
         chosen = self.candidates.copy()
-        for side in (self.before, self.after):
+        for side in (self.links.before, self.links.after):
             beside = side[self.candidates]
             chosen[beside[beside >= 0]] = True
         return chosen & self.searched
@@ -50,8 +51,7 @@ class _Readable(NamedTuple):
     chosen: tuple[int, ...]
     rows: Bools
     audiences: Mapping[int, int]
-    before: Ints
-    after: Ints
+    links: Links
 
 
 class Scopes:
@@ -79,7 +79,7 @@ class Scopes:
             columns, prefix = known.columns, question.spaces[namespace]
             searched = known.rows & self._subtree(columns, prefix) if prefix else known.rows
             candidates = searched & passing(columns, question.filter)
-            yield Scope(columns, known.audiences, searched, candidates, known.before, known.after)
+            yield Scope(columns, known.audiences, searched, candidates, known.links)
 
     def _readable(self, namespace: int, audiences: tuple[int, ...]) -> _Readable:
         columns = self._catalogue.spaces[namespace]
@@ -90,7 +90,7 @@ class Scopes:
             at = np.searchsorted(np.array(audiences, np.int64), columns["audience"][rows])
             counts = np.bincount(at, minlength=len(audiences)).tolist()
             passages = dict(zip(audiences, counts, strict=True))
-            known = _Readable(*state, rows, passages, *columns.neighbours(rows))
+            known = _Readable(*state, rows, passages, columns.links(rows))
             self._known[namespace] = known
         return known
 

@@ -14,7 +14,7 @@ from libmem.abi.structs import SearchMode, Understood
 from memosd.drivers.recall.catalogue import Catalogue
 from memosd.drivers.recall.documents import DocumentRows
 from memosd.drivers.recall.hits import Texts, best_cubes
-from memosd.drivers.recall.hybrid import PIECES_OF, Worth, by_all, by_meaning, by_words, evidence
+from memosd.drivers.recall.hybrid import Sense, Worth, by_all, by_meaning, by_words
 from memosd.drivers.recall.lexical import NO_MATCHES, Lexical, Matches
 from memosd.drivers.recall.query import terms_of
 from memosd.drivers.recall.scope import Scopes
@@ -68,8 +68,7 @@ class Search:
             (scope, scope.context if is_hybrid else scope.candidates)
             for scope in self._scopes.of(question)
         ]
-        enough = max(question.limit, PIECES_OF) if is_hybrid else question.limit
-        plan.matches = self.lexical.match(plan.terms, where, enough)
+        plan.matches = self.lexical.match(plan.terms, where, question.limit)
 
     # -- ranking -------------------------------------------------------------------------------
 
@@ -92,9 +91,8 @@ class Search:
         matches = plan.matches or NO_MATCHES
         if mode is not SearchMode.HYBRID:
             return by_words(scopes, matches)
-        found = evidence(scopes, matches, query, self._vectors)
-        weights = plan.question.weights
-        return by_all(found, plan.understood, weights, has_query=query is not None)
+        sense = Sense(plan.understood, query, self._vectors)
+        return by_all(scopes, matches, sense, plan.question.weights)
 
     def _comparable(self, vector: IndexVectors | None) -> Quantized | None:
         """The query's vector, where it is of the model whose vectors are here."""

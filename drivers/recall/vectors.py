@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.index import IndexVectors
-from memosd.drivers.recall.columns import Floats, Ints
+from memosd.drivers.recall.columns import Ints, Scores
 
 __all__ = ["Model", "Quantized", "VectorRows", "cosines", "quantized"]
 
@@ -56,12 +56,16 @@ def quantized(vectors: IndexVectors) -> Quantized:
     return Quantized(scale.astype(np.float32), steps.astype(np.int8))
 
 
-def cosines(query: Quantized, rows: Quantized) -> Floats:
+def cosines(query: Quantized, rows: Quantized) -> Scores:
     """Of the query's first row and each of the rows."""
     if not len(rows.steps):
-        return np.zeros(0)
-    products = np.asarray(simsimd.cdist(query.steps[:1], rows.steps, metric="dot"))[0]
-    cos: Floats = products * rows.scale * float(query.scale[0])
+        return np.zeros(0, np.float32)
+    # Sums of products of int8 are whole numbers that float32 holds exactly, to 1,040 dimensions.
+    cos: Scores = np.empty((1, len(rows.steps)), np.float32)
+    simsimd.cdist(query.steps[:1], rows.steps, metric="dot", out=cos)
+    cos = cos[0]
+    cos *= rows.scale
+    cos *= query.scale[0]
     return cos
 
 

@@ -1,14 +1,17 @@
 """What the tests of the index share: short ways to write and to ask."""
 
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from libmem.abi.index import IndexDocument, IndexFacets, IndexHit, IndexQuestion, IndexVectors
 from libmem.abi.structs import SearchMode
 from memosd.drivers.recall.index import RecallIndex
 
-__all__ = ["ask", "document", "found", "ids", "stored", "write"]
+__all__ = ["ask", "document", "found", "ids", "stored", "vectors", "write"]
 
 EVERYWHERE: Mapping[int, str] = {1: "", 2: "", 3: ""}
 
@@ -47,6 +50,17 @@ def ids(
 ) -> list[str]:
     """The cubes found by words alone, best first."""
     return [hit.id.decode() for hit in found(index, query, where, limit)]
+
+
+def vectors(text: str, index: RecallIndex, dimensions: int = 8) -> IndexVectors:
+    """Of a text and its two halves, as some model might make them: the same for the same text."""
+    parts = (text, text[: len(text) // 2], text[len(text) // 2 :])
+    rows = [
+        np.random.default_rng(zlib.crc32(part.encode())).standard_normal(dimensions)
+        for part in parts
+    ]
+    values = np.array([row / np.linalg.norm(row) for row in rows], "<f4")
+    return IndexVectors(index.counts.model, dimensions, values.tobytes())
 
 
 def stored(path: Path) -> bytes:

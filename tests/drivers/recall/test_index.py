@@ -1,10 +1,5 @@
 """What the lexical index finds, where it looks and what it shows."""
 
-import json
-from types import SimpleNamespace
-
-import pytest
-
 from libmem.abi.errors import Errno
 from libmem.abi.index import HIT_END, HIT_START
 from memosd.drivers.recall.index import RecallIndex
@@ -51,11 +46,7 @@ def test_only_the_given_namespaces_are_searched(index: RecallIndex) -> None:
     assert ids(index, "heron", {}) == []
 
 
-@pytest.mark.parametrize("small", [5_000, 1])  # listed before the search, or asked one by one
-def test_a_prefix_is_a_subtree(
-    index: RecallIndex, monkeypatch: pytest.MonkeyPatch, small: int
-) -> None:
-    monkeypatch.setattr("memosd.drivers.recall.ranking._SMALL_SUBTREE", small)
+def test_a_prefix_is_a_subtree(index: RecallIndex) -> None:
     names = ["/n/a", "/n/a/x", "/n/a/x/y", "/n/ab", "/n/a-b", "/n/a b/c", "/n", "/n/b/a", "/n/a0"]
     cubes = [document(name, "heron " * 3000, name=name) for name in names]
     index.apply(1, cubes, [])
@@ -63,25 +54,6 @@ def test_a_prefix_is_a_subtree(
     assert ids(index, "heron", {1: "/n/a/x/y"}) == ["/n/a/x/y"]
     assert ids(index, "heron", {1: "/n/a%"}) == []
     assert set(ids(index, "heron", {1: "/n"})) == set(names)
-
-
-def test_of_a_subtree_of_long_texts_no_long_list_is_made(
-    index: RecallIndex, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("memosd.drivers.recall.ranking._SMALL_SUBTREE", 20)
-    listed: list[int] = []
-
-    def dumps(passages: list[int]) -> str:
-        listed.append(len(passages))
-        return json.dumps(passages)
-
-    monkeypatch.setattr("memosd.drivers.recall.ranking.json", SimpleNamespace(dumps=dumps))
-    long = "heron " * 5000  # 16 passages
-    index.apply(1, [document(n, long, name=f"/n/{n}/x") for n in "ab"], [])
-    assert ids(index, "heron", {1: "/n/a"}) == ["a"]
-    assert listed == [16]
-    assert set(ids(index, "heron", {1: "/n"})) == {"a", "b"}
-    assert listed == [16], "32 passages are too many, though they are of two cubes"
 
 
 def test_a_new_text_replaces_the_old_one(index: RecallIndex) -> None:

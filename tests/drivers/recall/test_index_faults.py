@@ -254,9 +254,9 @@ def test_damage_found_later_is_remembered_until_it_is_opened(
             [],
         )
     index.close()
+    assert index.open() > 0
     content = path.read_bytes()
     path.write_bytes(content[: 4096 * 3] + os.urandom(len(content) - 4096 * 3))
-    assert index.open() > 0
     with raises(Errno.ECORRUPT):
         found(index, "heron", {1: ""}, 10)
     with raises(Errno.ECORRUPT):

@@ -1,23 +1,51 @@
-"""Random writes, removals, renames and crashes against a dictionary."""
+"""Random writes, removals, changes of names and rights, vectors and crashes against dictionaries."""
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import apsw
+import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from libmem.abi.index import IndexDocument
+from libmem.abi import failpoints
+from libmem.abi.errors import MemError
+from libmem.abi.index import (
+    IndexCounts,
+    IndexDocument,
+    IndexFacets,
+    IndexFilter,
+    IndexQuestion,
+    IndexVectors,
+)
+from libmem.abi.structs import SearchMode
+from memosd.drivers.recall.documents import READ_BITS
 from memosd.drivers.recall.index import RecallIndex
+from tests.drivers.recall.lexicon import ask, vectors
 
 WORDS = ["heron", "stork", "otter", "Ärger", "机器", "naïve", "running"]
 CUBES = [bytes([n]) * 16 for n in range(6)]
 FOLDERS = ["/n/a", "/n/a/b", "/n/ab", "/n/c"]
+OWNERS = [(1, 1), (2, 2)]
+PRODUCERS = ["", "Anna", "小明"]
+MODELS = ["a" * 64, "b" * 64]
 
 texts = st.lists(st.sampled_from(WORDS), max_size=4).map(" ".join)
 # Some texts are long enough for several passages.
 long_texts = st.tuples(texts, texts).map(lambda pair: pair[0] + " filler\n" * 400 + pair[1])
+facets = st.builds(
+    IndexFacets,
+    owner=st.sampled_from(OWNERS),
+    mode=st.sampled_from([0o600, 0o640, 0o644]),
+    producer=st.sampled_from(PRODUCERS),
+    session=st.sampled_from(["", "one", "two"]),
+    position=st.integers(0, 2),
+    event_time_ns=st.sampled_from([0, 10, 20]),
+    valid_from_ns=st.sampled_from([0, 5]),
+    valid_to_ns=st.sampled_from([0, 15]),
+)
 documents = st.builds(
     IndexDocument,
     namespace=st.integers(1, 3),
@@ -25,6 +53,15 @@ documents = st.builds(
     version=st.integers(1, 99),
     name=st.builds("{}/{}".format, st.sampled_from(FOLDERS), st.integers(0, 3)),
     text=texts | long_texts,
+    facets=facets,
+)
+filters = st.builds(
+    IndexFilter,
+    producers=st.sampled_from([(), ("Anna",), ("小明", "nobody")]),
+    sessions=st.sampled_from([(), ("one",)]),
+    event_from_ns=st.sampled_from([0, 10, 15]),
+    event_to_ns=st.sampled_from([0, 15]),
+    valid_at_ns=st.sampled_from([0, 3, 10, 15]),
 )
 
 
@@ -48,10 +85,42 @@ class IndexMachine(RuleBasedStateMachine):
             self.model.pop(cube, None)
         self.model.update({document.id: document for document in batch})
 
+    @rule(batch=st.lists(documents, max_size=5), removed=st.lists(st.sampled_from(CUBES)))
+    def fail_to_apply(self, batch: list[IndexDocument], removed: list[bytes]) -> None:
+        failpoints.arm("index.commit.before=eio@1")
+        try:
+            self.index.apply(99, batch, iter(removed))
+        except MemError:
+            return
+        finally:
+            failpoints.disarm()
+        raise AssertionError("it did not fail")
+
     @rule(new=st.sampled_from(FOLDERS))
     def rename_all(self, new: str) -> None:
-        moved = [document._replace(name=f"{new}/moved") for document in self.model.values()]
-        self.apply(moved, [])
+        self.alter_all(lambda document: document._replace(name=f"{new}/moved"))
+
+    @rule(owner=st.sampled_from(OWNERS), mode=st.sampled_from([0o600, 0o644]))
+    def hand_all_over(self, owner: tuple[int, int], mode: int) -> None:
+        """The texts stay; who may read them does not."""
+        self.alter_all(
+            lambda document: document._replace(
+                facets=document.facets._replace(owner=owner, mode=mode)
+            )
+        )
+
+    def alter_all(self, change: Callable[[IndexDocument], IndexDocument]) -> None:
+        self.apply([change(document) for document in self.model.values()], [])
+
+    @rule(count=st.integers(1, 20))
+    def embed(self, count: int) -> None:
+        """As a worker would, whatever becomes of it."""
+        waiting = self.index.waiting(count, 10_000, set())
+        self.index.keep({each.number: vectors(each.text, self.index) for each in waiting})
+
+    @rule(name=st.sampled_from(MODELS))
+    def use_model(self, name: str) -> None:
+        self.index.use_model(name)
 
     @rule()
     def reopen(self) -> None:
@@ -64,14 +133,30 @@ class IndexMachine(RuleBasedStateMachine):
         self.index._let_go()
         assert self.index.open() == self.stamp
 
-    @rule(word=st.sampled_from(WORDS), folder=st.sampled_from([*FOLDERS, ""]))
-    def search(self, word: str, folder: str) -> None:
+    @rule(
+        word=st.sampled_from(WORDS),
+        folder=st.sampled_from([*FOLDERS, ""]),
+        reader=st.sampled_from(OWNERS),
+        wanted=filters,
+    )
+    def search(self, word: str, folder: str, reader: tuple[int, int], wanted: IndexFilter) -> None:
         where = {1: folder, 3: folder}
-        hits = {(hit.id, hit.version) for hit in found(self.index, word, where, 100)}
+
+        def may_read(owner: tuple[int, int], mode: int) -> bool:
+            return owner == reader or bool(mode & 0o004)
+
+        question = IndexQuestion(
+            word, where, 100, may_read=may_read, mode=SearchMode.WORDS, filter=wanted
+        )
+        hits = {(hit.id, hit.version) for hit in ask(self.index, question)}
         assert hits == {
             (known.id, known.version)
             for known in self.model.values()
-            if known.namespace in where and word in known.text and is_under(known.name, folder)
+            if known.namespace in where
+            and word in f"{known.text} {known.facets.producer}"
+            and is_under(known.name, folder)
+            and may_read(known.facets.owner, known.facets.mode)
+            and passes(known.facets, wanted)
         }
 
     @invariant()
@@ -83,23 +168,90 @@ class IndexMachine(RuleBasedStateMachine):
         assert db.execute("SELECT count(*) FROM document").get == len(self.model)
         passages = db.execute("SELECT coalesce(sum(passages), 0) FROM document").get
         assert db.execute("SELECT count(*) FROM passage").get == passages
-        namespaces = {known.namespace for known in self.model.values()}
-        assert self.index._session.rows.namespaces == namespaces
+        audiences = self.index._session.rows.audiences
+        assert sorted(audiences.values()) == sorted(
+            {
+                (known.namespace, known.facets.owner, known.facets.mode & READ_BITS)
+                for known in self.model.values()
+            }
+        )
         rows = 0
-        for namespace in namespaces:
-            words = f"words_{namespace}"
+        for audience in audiences:
+            words = f"words_{audience}"
             assert_consistent(db, words)
             rows += int(db.execute(f"SELECT count(*) FROM {words}_docsize").get)
         assert rows == passages
+        for table in ("vector", "piece"):
+            sql = f"SELECT count(*) FROM {table} WHERE passage NOT IN (SELECT passage FROM passage)"
+            assert db.execute(sql).get == 0
+
+    @invariant()
+    def memory_is_what_the_file_says(self) -> None:
+        before, counts = self.memory(), self.index.counts
+        self.index._let_go()
+        assert self.index.open() == self.stamp
+        assert (self.memory(), self.index.counts) == (before, counts)
+
+    def memory(self) -> dict[int, list[tuple[object, ...]]]:
+        """What each namespace's columns say, in words."""
+        assert self.index._session is not None
+        said = {}
+        for namespace, columns in self.index._session.catalogue.spaces.items():
+            rows = np.flatnonzero(columns["is_alive"])
+            before, after = columns.neighbours(columns["is_alive"])
+            number = np.append(columns["number"], -1)
+            names = {
+                name: [*interned.numbers, ""]
+                for name, interned in (
+                    ("producer", columns.producers),
+                    ("session", columns.sessions),
+                    ("folder", columns.folders),
+                )
+            }
+            said[namespace] = [
+                (
+                    *(int(columns[name][row]) for name in NUMBERS),
+                    *(known[columns[name][row]] for name, known in names.items()),
+                    int(number[before[row]]),
+                    int(number[after[row]]),
+                    columns.steps[row].tobytes() if columns["has_vector"][row] else b"",
+                )
+                for row in rows
+            ]
+        return said
 
     def teardown(self) -> None:
         if hasattr(self, "index"):
             self.index.close()
+            assert self.index.counts >= IndexCounts()
             self.folder.cleanup()
+
+
+NUMBERS = (
+    *("number", "doc", "audience", "event_time_ns", "valid_from_ns", "valid_to_ns"),
+    *("characters", "is_question", "is_first", "is_last", "has_vector"),
+)
 
 
 def is_under(name: str, folder: str) -> bool:
     return not folder or name == folder or name.startswith(folder + "/")
+
+
+def passes(known: IndexFacets, wanted: IndexFilter) -> bool:
+    happened = known.event_time_ns
+    return (
+        (not wanted.producers or known.producer in wanted.producers)
+        and (not wanted.sessions or known.session in wanted.sessions)
+        and (not (wanted.event_from_ns or wanted.event_to_ns) or happened != 0)
+        and happened >= wanted.event_from_ns
+        and (not wanted.event_to_ns or happened <= wanted.event_to_ns)
+        and (not wanted.valid_at_ns or known.valid_from_ns <= wanted.valid_at_ns)
+        and (
+            not wanted.valid_at_ns
+            or not known.valid_to_ns
+            or known.valid_to_ns > wanted.valid_at_ns
+        )
+    )
 
 
 def assert_consistent(db: apsw.Connection, words: str) -> None:

@@ -33,7 +33,7 @@ def test_of_many_common_words_the_rarest_count() -> None:
 def two_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     """A search scores two passages in each pass."""
     monkeypatch.setattr("memosd.drivers.recall.query.PASSAGES_SCORED", 2)
-    monkeypatch.setattr("memosd.drivers.recall.ranking.PASSAGES_SCORED", 2)
+    monkeypatch.setattr("memosd.drivers.recall.lexical.PASSAGES_SCORED", 2)
 
 
 def fill(index: RecallIndex) -> None:
