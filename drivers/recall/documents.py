@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 import apsw
 
 from libmem.abi.index import IndexDocument, IndexFacets
+from libmem.abi.limits import PRIORITY_MAX
 from libmem.abi.structs import CubeType
 from memosd.drivers.recall.passages import clean, cut, is_question, shown, spaced
 from memosd.drivers.recall.schema import fts_tables, make_fts
@@ -25,6 +26,8 @@ READ_BITS: Final = 0o444
 
 _REWRITE_RATIO: Final = 50
 """Erasing one passage's postings takes about as long as indexing fifty passages."""
+
+_INTEGER_MAX: Final = 1 << 62
 
 _FACETS: Final = (
     "type, semantic_type, producer, session, position, event_time_ns, valid_from_ns,"
@@ -294,8 +297,12 @@ class DocumentRows:
 
 
 def _cleaned(document: IndexDocument) -> IndexDocument:
+    """Without what SQLite or a column could not hold: it must not stop the index for others."""
     facets = document.facets
+    numbers = ("position", "event_time_ns", "valid_from_ns", "valid_to_ns", "written_ns")
     facets = facets._replace(
+        **{name: max(-_INTEGER_MAX, min(getattr(facets, name), _INTEGER_MAX)) for name in numbers},
+        priority=max(0, min(facets.priority, PRIORITY_MAX)),
         semantic_type=clean(facets.semantic_type),
         producer=clean(facets.producer),
         session=clean(facets.session),

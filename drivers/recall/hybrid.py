@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from libmem.abi.index import IndexWeights
+from libmem.abi.limits import PRIORITY_MAX
 from libmem.abi.structs import Understood
 from memosd.drivers.recall.columns import Bools, Columns, Ints, Scores
 from memosd.drivers.recall.lexical import Matches
@@ -41,7 +42,6 @@ _DATED: Final = 0.4
 """For having happened when the query says, or up to _TOLD_WITHIN_NS later."""
 _TOLD_WITHIN_NS: Final = 7 * 86_400 * 10**9
 """People tell of an event within the week."""
-_PRIORITY_MAX: Final = 100
 
 _BLOCK: Final = 64
 NO_ROWS: Final[Ints] = np.zeros(0, np.int64)
@@ -310,7 +310,7 @@ class _Formula:
             yield "recency", (weights.recency * np.exp2(-age)).astype(np.float32)
         if weights.importance:
             priority = self._columns["priority"][rows].astype(np.float32)
-            yield "importance", priority * np.float32(weights.importance / _PRIORITY_MAX)
+            yield "importance", priority * np.float32(weights.importance / PRIORITY_MAX)
 
 
 def best(values: Sequence[Scores], limit: int) -> list[Ints]:

@@ -136,7 +136,7 @@ class RecallIndex:
         session = self._opened()
         with self._guard():
             model = session.vectors.model.fingerprint
-            wanted = {n: each for n, each in vectors.items() if each.model == model}
+            wanted = {n: each for n, each in vectors.items() if model and each.model == model}
             there = session.catalogue.present(wanted.keys())
             with _transaction(session):
                 kept = session.vectors.keep({number: wanted[number] for number in there})

@@ -65,6 +65,8 @@ class Scopes:
 
     def of(self, question: IndexQuestion) -> list[Scope]:
         """The namespaces in which the caller may find anything at all."""
+        for namespace in self._known.keys() - self._catalogue.spaces.keys():
+            del self._known[namespace]
         return list(self._scopes(question))
 
     def _scopes(self, question: IndexQuestion) -> Iterator[Scope]:

@@ -15,7 +15,7 @@ from memosd.drivers.recall.catalogue import Catalogue
 from memosd.drivers.recall.documents import DocumentRows
 from memosd.drivers.recall.hits import Texts, best_cubes
 from memosd.drivers.recall.hybrid import Sense, Worth, by_all, by_meaning, by_words
-from memosd.drivers.recall.lexical import NO_MATCHES, Lexical, Matches
+from memosd.drivers.recall.lexical import Lexical, Matches
 from memosd.drivers.recall.query import terms_of
 from memosd.drivers.recall.scope import Scopes
 from memosd.drivers.recall.stopwords import content_words
@@ -61,14 +61,18 @@ class Search:
     # -- words ---------------------------------------------------------------------------------
 
     def match(self, plan: Plan) -> None:
-        """Keep in the plan what its words find."""
+        """Keep in the plan what its words find; a search by meaning may not need it."""
+        if plan.question.mode is not SearchMode.MEANING:
+            plan.matches = self._match(plan)
+
+    def _match(self, plan: Plan) -> Matches:
         question = plan.question
         is_hybrid = question.mode is SearchMode.HYBRID
         where = [
             (scope, scope.context if is_hybrid else scope.candidates)
             for scope in self._scopes.of(question)
         ]
-        plan.matches = self.lexical.match(plan.terms, where, question.limit)
+        return self.lexical.match(plan.terms, where, question.limit)
 
     # -- ranking -------------------------------------------------------------------------------
 
@@ -85,10 +89,8 @@ class Search:
         mode = plan.question.mode
         if mode is SearchMode.MEANING and query is not None:
             return by_meaning(self._scopes.of(plan.question), query)
-        if plan.matches is None:
-            self.match(plan)
+        matches = plan.matches or self._match(plan)
         scopes = self._scopes.of(plan.question)
-        matches = plan.matches or NO_MATCHES
         if mode is not SearchMode.HYBRID:
             return by_words(scopes, matches)
         sense = Sense(plan.understood, query, self._vectors)
