@@ -5,6 +5,8 @@ file holds.
 """
 
 from collections.abc import Iterator, Mapping, Sequence, Set
+from itertools import islice
+from typing import Final
 
 import numpy as np
 
@@ -14,6 +16,9 @@ from memosd.drivers.recall.documents import Changes, DocumentRows, Entry
 from memosd.drivers.recall.vectors import Quantized, VectorRows
 
 __all__ = ["Catalogue"]
+
+_CHUNK: Final = 8_192
+"""Cubes read from the file at a time."""
 
 
 class Catalogue:
@@ -25,7 +30,9 @@ class Catalogue:
         self.spaces: dict[int, Columns] = {}
         self._turn = 0
         """The namespace whose passages were handed out last."""
-        self._append(list(rows.entries()))
+        entries = rows.entries()
+        while chunk := list(islice(entries, _CHUNK)):
+            self._append(chunk)
         self.load_vectors()
 
     def follow(self, changes: Changes) -> None:

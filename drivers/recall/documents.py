@@ -106,6 +106,7 @@ class DocumentRows:
         self._db = db
         self.audiences: dict[int, Audience] = {}
         self._numbers: dict[Audience, int] = {}
+        self._next = 0
         self.reload()
 
     def reload(self) -> None:
@@ -115,6 +116,7 @@ class DocumentRows:
         if self.audiences.keys() != fts_tables(self._db):
             raise apsw.CorruptError("audiences and tables of words do not agree")
         self._numbers = {audience: number for number, audience in self.audiences.items()}
+        self._next = int(self._db.execute("SELECT next FROM state").get)
 
     def entries(self, namespace: int | None = None) -> Iterator[Entry]:
         """All that is kept, oldest first; of one namespace where it is given."""
@@ -160,6 +162,7 @@ class DocumentRows:
             if audiences[row.doc] not in rewritten:  # else it is there already
                 self._index(audiences[row.doc], row.numbers)
         came = [self._insert(document, texts) for document, texts in coming]
+        self._db.execute("UPDATE state SET next = ?", (self._next,))
         spans = [Span(row.doc, row.namespace, row.passages) for row in gone]
         return Changes(spans, altered, came, was_removed)
 
@@ -239,8 +242,8 @@ class DocumentRows:
         return number
 
     def _take_numbers(self, count: int) -> int:
-        first = int(self._db.execute("SELECT next FROM state").get)
-        self._db.execute("UPDATE state SET next = ?", (first + count,))
+        first = self._next
+        self._next += count
         return first
 
     # -- erasing -------------------------------------------------------------------------------
