@@ -11,8 +11,20 @@ from libmem.abi.index import IndexDocument, IndexFacets, IndexHit, IndexQuestion
 from libmem.abi.structs import SearchMode
 from memosd.drivers.recall.index import RecallIndex
 
-__all__ = ["ask", "document", "found", "ids", "stored", "vectors", "write"]
+__all__ = [
+    "MODEL",
+    "ask",
+    "document",
+    "embed_all",
+    "found",
+    "ids",
+    "search",
+    "stored",
+    "vectors",
+    "write",
+]
 
+MODEL = "a" * 64
 EVERYWHERE: Mapping[int, str] = {1: "", 2: "", 3: ""}
 
 
@@ -52,6 +64,15 @@ def ids(
     return [hit.id.decode() for hit in found(index, query, where, limit)]
 
 
+def search(
+    index: RecallIndex, query: str, vector: IndexVectors | None = None, **more: Any
+) -> dict[str, IndexHit]:
+    """Hits by cube, best first."""
+    wanted: dict[str, Any] = {"spaces": {1: ""}, "limit": 10} | more
+    hits = ask(index, IndexQuestion(query, **wanted), vector)
+    return {hit.id.decode(): hit for hit in hits}
+
+
 def vectors(text: str, index: RecallIndex, dimensions: int = 8) -> IndexVectors:
     """Of a text and its two halves, as some model might make them: the same for the same text."""
     parts = (text, text[: len(text) // 2], text[len(text) // 2 :])
@@ -61,6 +82,13 @@ def vectors(text: str, index: RecallIndex, dimensions: int = 8) -> IndexVectors:
     ]
     values = np.array([row / np.linalg.norm(row) for row in rows], "<f4")
     return IndexVectors(index.counts.model, dimensions, values.tobytes())
+
+
+def embed_all(index: RecallIndex) -> None:
+    """Give all passages some vector of their text."""
+    index.use_model(MODEL)
+    while waiting := index.waiting(100, 1 << 30, set()):
+        index.keep({each.number: vectors(each.text, index) for each in waiting})
 
 
 def stored(path: Path) -> bytes:

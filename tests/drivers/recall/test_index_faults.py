@@ -170,6 +170,24 @@ def test_a_failed_apply_changes_nothing(index: RecallIndex, action: str, errno: 
     assert index.open() == 2
 
 
+def test_memory_that_cannot_follow_a_commit_is_read_again(
+    index: RecallIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index.apply(1, [document("a", "heron")], [])
+    with monkeypatch.context() as patched:
+        patched.setattr("memosd.drivers.recall.columns.Columns.append", fail)
+        with pytest.raises(MemoryError):
+            index.apply(2, [document("b", "heron")], [b"a"])
+    with raises(Errno.EIO):
+        ids(index, "heron")
+    assert index.open() == 2, "it was committed"
+    assert ids(index, "heron") == ["b"]
+
+
+def fail(*_: object) -> None:
+    raise MemoryError
+
+
 # -- files that are no good --------------------------------------------------------------------
 
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memosd.drivers.recall.index import RecallIndex
-from memosd.drivers.recall.passages import PASSAGE_CHARS, cut, shown
+from memosd.drivers.recall.passages import PASSAGE_CHARS, cut, is_question, shown
 from tests.drivers.recall.lexicon import found, ids, write
 
 
@@ -122,3 +122,21 @@ def test_passages_end_between_words_and_better_between_lines() -> None:
 def test_a_broken_surrogate_is_no_reason_to_fail(index: RecallIndex) -> None:
     write(index, a="heron \ud800 stork")
     assert ids(index, "stork") == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("text", "asks"),
+    [
+        ("Where were you?", True),
+        ('She asked: "Where?"  \n', True),
+        ("你去哪儿了\uff1f", True),
+        ("أين كنت؟", True),
+        ("Did you see it? [a photo of a heron]", True),
+        ("I saw it [what?]", False),
+        ("Where? There.", False),
+        ("]", False),
+        ("", False),
+    ],
+)
+def test_a_question_ends_with_its_mark(text: str, asks: bool) -> None:
+    assert is_question(text) == asks
