@@ -49,4 +49,6 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
     """Processes that embed."""
     no_workers: str = "no embedder is configured"
     """Why there are none, where there are none."""
+    is_words_only: bool = False
+    """Somebody wants it so: no search has to tell of it."""
     job_timeout_ns: int = 60_000_000_000

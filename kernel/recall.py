@@ -133,6 +133,9 @@ class Recall:
         self, request: Search, question: IndexQuestion, text: str
     ) -> tuple[QueryVector | None, str]:
         """The vector on its way, or why there will be none."""
+        is_words_only = self._parts.parameters.is_words_only
+        if request.mode is SearchMode.HYBRID and is_words_only:
+            return None, ""
         if request.mode is SearchMode.WORDS or not text.strip():
             return None, ""
         try:

@@ -191,6 +191,7 @@ def _parameters(config: Config, share: Descriptors) -> Parameters:
         quota_cubes=namespaces.default_quota_cubes,
         workers=config.workers.count if config.models.find_embedder() else 0,
         no_workers=_why_no_workers(config),
+        is_words_only=config.models.embedder == "none",
         job_timeout_ns=int(config.workers.job_timeout_s * _NS),
         log_retain_events=config.store.log_retain_events,
         heat_flush_ns=int(behaviour.heat_flush_s * _NS),

@@ -123,6 +123,15 @@ def test_without_an_embedder_words_decide_at_once(make_world: MakeWorld) -> None
     user.fails(by_meaning, Errno.EOPNOTSUPP)
 
 
+def test_nobody_is_told_of_what_was_configured(make_world: MakeWorld) -> None:
+    world = make_world(workers=0, is_words_only=True)
+    user = world.client()
+    user.make("/n")
+    user.write("/n/a", b"apple")
+    reply = user.call(c.Search(query="apple"))
+    assert (names(reply), reply.notice) == (["/n/a"], "")
+
+
 def test_meaning_alone_takes_no_words_instead(world: World, user: Client) -> None:
     search = user.start(c.Search(query="apple", mode=SearchMode.MEANING, wait_ms=100))
     world.settle()
