@@ -8,6 +8,7 @@ committed.
 """
 
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -100,11 +101,13 @@ def _pack_lengths(texts: Sequence[str]) -> bytes:
 
 
 class DocumentRows:
-    """The tables of documents. `audiences` are those that have cubes."""
+    """The tables of documents. `audiences` are those that have cubes; `turnover` says how many
+    passages have come to and gone from each since the index was opened."""
 
     def __init__(self, db: apsw.Connection) -> None:
         self._db = db
         self.audiences: dict[int, Audience] = {}
+        self.turnover = Counter[int]()
         self._numbers: dict[Audience, int] = {}
         self._next = 0
         self.reload()
@@ -219,6 +222,7 @@ class DocumentRows:
 
     def _index(self, audience: int, numbers: range) -> None:
         """Enter passages whose rows are there into an audience's table of words."""
+        self.turnover[audience] += len(numbers)
         self._db.execute(
             f"INSERT INTO words_{audience} (rowid, producer, text)"
             " SELECT passage, producer, text FROM passage WHERE passage BETWEEN ? AND ?",
@@ -254,6 +258,7 @@ class DocumentRows:
         True when the table was written anew, from all documents that are the audience's now.
         """
         leaving = sum(row.passages for row in gone + moved)
+        self.turnover[audience] += leaving
         is_rewritten = self._is_rewrite_quicker(audience, leaving)
         for row in () if is_rewritten else (*gone, *moved):
             self._erase_postings(row)
@@ -286,7 +291,7 @@ class DocumentRows:
         sql = "SELECT EXISTS (SELECT 1 FROM document WHERE audience = ?)"
         if not self._db.execute(sql, (audience,)).get:
             self._db.execute("DELETE FROM audience WHERE audience = ?", (audience,))
-            del self._numbers[self.audiences.pop(audience)]
+            del self._numbers[self.audiences.pop(audience)], self.turnover[audience]
             return
         make_fts(self._db, audience)
         self._db.execute(

@@ -44,8 +44,6 @@ __all__ = ["RecallIndex"]
 
 _LOG_BYTES: Final = 16 << 20
 """How long the write-ahead log may grow."""
-_REPLAN_AFTER: Final = 5_000
-"""Cubes written until the common words' frequencies are looked up again."""
 
 _UNUSABLE: Final = (apsw.CorruptError, apsw.NotADBError, apsw.SQLError)
 _ERRNO: Final[tuple[tuple[type[apsw.Error], Errno], ...]] = (
@@ -84,7 +82,6 @@ class RecallIndex:
         self._path = path
         self._session: _Session | None = None
         self._is_damaged = False
-        self._written = 0
         self.counts = IndexCounts()
 
     def open(self) -> int:
@@ -115,10 +112,6 @@ class RecallIndex:
             self._follow(session, session.catalogue.follow, changes)
             failpoints.hit("index.commit.after")
             self._bound_log(session, is_due=changes.was_removed)
-        self._written += len(documents)
-        if self._written >= _REPLAN_AFTER:
-            self._written = 0
-            session.search.lexical.forget_frequencies()
 
     def use_model(self, model: str) -> None:
         """Vectors of any other model are not compared from now on, and wait to be replaced."""

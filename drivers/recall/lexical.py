@@ -14,11 +14,14 @@ import apsw
 import numpy as np
 
 from memosd.drivers.recall.columns import Bools, Columns, Floats, Ints
+from memosd.drivers.recall.documents import DocumentRows
 from memosd.drivers.recall.query import PASSAGES_SCORED, TOKENIZER, WORDS_MAX, Pass, passes
 from memosd.drivers.recall.scope import Scope
 
 __all__ = ["NO_MATCHES", "Lexical", "Matches"]
 
+_REPLAN_AFTER: Final = 5_000
+"""Passages that come to or go from an audience until its common words are counted again."""
 _IDF_MIN: Final = 1e-6
 """FTS5's, for a word that half of all passages have."""
 
@@ -48,14 +51,12 @@ class _Asked(NamedTuple):
 class Lexical:
     """Finds passages by words."""
 
-    def __init__(self, db: apsw.Connection) -> None:
+    def __init__(self, db: apsw.Connection, rows: DocumentRows) -> None:
         self._db = db
+        self._turnover = rows.turnover
         self._tokenizer = db.fts5_tokenizer(TOKENIZER[0], list(TOKENIZER[1:]))
-        self._common: dict[tuple[int, str], int] = {}
-
-    def forget_frequencies(self) -> None:
-        """Look common words up anew; called when enough has changed to plan differently."""
-        self._common.clear()
+        self._common: dict[tuple[int, str], tuple[int, int]] = {}
+        """(audience, term) -> how many passages have it, and the audience's turnover then."""
 
     def tokenize(self, utf8: bytes) -> list[tuple[int, int, str]]:
         tokens: Any = self._tokenizer(utf8, apsw.FTS5_TOKENIZE_QUERY, None, include_colocated=False)
@@ -95,14 +96,16 @@ class Lexical:
         return counted[:WORDS_MAX]
 
     def _frequency(self, term: str, audience: int) -> int:
-        known = self._common.get((audience, term))
-        if known is not None:
-            return known
+        turnover = self._turnover[audience]
+        count, then = self._common.get((audience, term), (0, 0))
+        if count and turnover - then < _REPLAN_AFTER:
+            return count
         words = f"words_{audience}"
         sql = f"SELECT count(*) FROM {words} WHERE {words} MATCH ?"
         count = int(self._db.execute(sql, (term,)).get)
+        self._common.pop((audience, term), None)
         if count > PASSAGES_SCORED:  # the costly ones, of which a language has few
-            self._common[audience, term] = count
+            self._common[audience, term] = (count, turnover)
         return count
 
     def _search(self, asked: _Asked, enough: int) -> Matches:

@@ -44,18 +44,18 @@ class Search:
     ) -> None:
         self._scopes = Scopes(db, rows, catalogue)
         self._vectors = vectors
-        self.lexical = Lexical(db)
-        self.texts = Texts(db, self.lexical.tokenize)
+        self._lexical = Lexical(db, rows)
+        self.texts = Texts(db, self._lexical.tokenize)
 
     # -- the question --------------------------------------------------------------------------
 
     def plan(self, question: IndexQuestion) -> Plan:
         """Only a hybrid search reads more than words out of a query."""
         if question.mode is not SearchMode.HYBRID:
-            terms = terms_of(question.query, self.lexical.tokenize)
+            terms = terms_of(question.query, self._lexical.tokenize)
             return Plan(question, Understood(text=question.query), terms)
-        understood = understand(question, self._scopes.of(question), self.lexical)
-        terms = content_words(terms_of(understood.text, self.lexical.tokenize))
+        understood = understand(question, self._scopes.of(question), self._lexical)
+        terms = content_words(terms_of(understood.text, self._lexical.tokenize))
         return Plan(question, understood, terms)
 
     # -- words ---------------------------------------------------------------------------------
@@ -72,7 +72,7 @@ class Search:
             (scope, scope.context if is_hybrid else scope.candidates)
             for scope in self._scopes.of(question)
         ]
-        return self.lexical.match(plan.terms, where, question.limit)
+        return self._lexical.match(plan.terms, where, question.limit)
 
     # -- ranking -------------------------------------------------------------------------------
 

@@ -74,7 +74,7 @@ def test_a_subtree_is_searched_before_the_bound_applies(index: RecallIndex) -> N
 def test_frequencies_are_looked_up_again_when_much_has_changed(
     index: RecallIndex, two_at_most: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("memosd.drivers.recall.index._REPLAN_AFTER", 3)
+    monkeypatch.setattr("memosd.drivers.recall.lexical._REPLAN_AFTER", 3)
     write(index, a="common", b="common", c="common")
     assert ids(index, "common", limit=1) == ["c"]
     index.apply(2, [], [b"b", b"c"])
