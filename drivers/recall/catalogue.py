@@ -42,6 +42,8 @@ class Catalogue:
         for entry in changes.altered:
             self.spaces[entry.namespace].alter(entry)
         self._append(changes.came)
+        if changes.carried:
+            self._read_vectors(changes.carried)
         for namespace in {span.namespace for span in changes.gone}:
             self._renew(namespace)
 
@@ -49,7 +51,10 @@ class Catalogue:
         """Read those of the model that the file says: at first, and when it is another one."""
         for columns in self.spaces.values():
             columns.use_dimensions(self._vectors.model.dimensions)
-        for numbers, wholes in self._vectors.wholes():
+        self._read_vectors(None)
+
+    def _read_vectors(self, passages: Sequence[int] | None) -> None:
+        for numbers, wholes in self._vectors.wholes(passages):
             for columns in self.spaces.values():
                 rows, there = columns.rows_of(numbers)
                 columns.keep_vectors(rows[there], wholes.scale[there], wholes.steps[there])

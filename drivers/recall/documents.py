@@ -73,8 +73,14 @@ class Changes(NamedTuple):
     altered: list[Entry]
     """The same passages, other facts about them."""
     came: list[Entry]
+    carried: list[int]
+    """Of their passages, those that an older version of the cube had too: with its vectors."""
     was_removed: bool
     """Something that was to be removed was there."""
+
+
+_Vectors = dict[str, tuple[int, bytes, bytes | None]]
+"""Text of a passage -> its vectors' model, whole and pieces."""
 
 
 class _Row(NamedTuple):
@@ -141,33 +147,29 @@ class DocumentRows:
         moving: list[_Row] = []
         altered: list[Entry] = []
         coming: list[tuple[IndexDocument, list[str]]] = []
+        vectors: dict[bytes, _Vectors] = {}
         for document in latest.values():
             texts = cut(document.text)
             row = self._find(document.id)
             if row is None or not self._is_same(row, document, texts):
                 coming.append((document, texts))
-                gone += [row] if row else []
+                if row:
+                    gone.append(row)
+                    vectors[document.id] = self._vectors(row)
                 continue
             entry = self._alter(row, document)
             altered.append(entry)
             moving += [row] if entry.audience != row.audience else []
-        audiences = {entry.doc: entry.audience for entry in altered}
-        rewritten = {
-            audience
-            for audience in dict.fromkeys(row.audience for row in [*gone, *moving])
-            if self._take_out(
-                audience,
-                [row for row in gone if row.audience == audience],
-                [row for row in moving if row.audience == audience],
-            )
-        }
-        for row in moving:
-            if audiences[row.doc] not in rewritten:  # else it is there already
-                self._index(audiences[row.doc], row.numbers)
+        self._take_out(gone, moving, {entry.doc: entry.audience for entry in altered})
         came = [self._insert(document, texts) for document, texts in coming]
+        carried = [
+            number
+            for entry, (document, texts) in zip(came, coming, strict=True)
+            for number in self._carry(entry.doc, texts, vectors.get(document.id, {}))
+        ]
         self._db.execute("UPDATE state SET next = ?", (self._next,))
         spans = [Span(row.doc, row.namespace, row.passages) for row in gone]
-        return Changes(spans, altered, came, was_removed)
+        return Changes(spans, altered, came, carried, was_removed)
 
     def _find(self, cube: bytes) -> _Row | None:
         sql = "SELECT doc, audience, passages, producer, lengths FROM document WHERE id = ?"
@@ -193,6 +195,24 @@ class DocumentRows:
         )
         rows: Any = self._db.execute(sql, (row.doc, row.numbers[-1]))
         return list(rows)
+
+    def _vectors(self, row: _Row) -> _Vectors:
+        sql = (
+            "SELECT text, model, whole, pieces FROM passage JOIN vector USING (passage)"
+            " LEFT JOIN piece USING (passage) WHERE passage BETWEEN ? AND ?"
+        )
+        rows: Any = self._db.execute(sql, (row.doc, row.numbers[-1]))
+        return {text: (model, whole, pieces) for text, model, whole, pieces in rows}
+
+    def _carry(self, doc: int, texts: list[str], vectors: _Vectors) -> Iterator[int]:
+        """Give passages the vectors that their texts had: most of a long text stays as it was."""
+        for number, text in enumerate(texts, doc):
+            if text in vectors:
+                model, whole, pieces = vectors[text]
+                self._db.execute("INSERT INTO vector VALUES (?, ?, ?)", (number, model, whole))
+                if pieces is not None:
+                    self._db.execute("INSERT INTO piece VALUES (?, ?)", (number, pieces))
+                yield number
 
     def _alter(self, row: _Row, document: IndexDocument) -> Entry:
         """A new name, header or mode: the text need not be cut anew."""
@@ -252,7 +272,22 @@ class DocumentRows:
 
     # -- erasing -------------------------------------------------------------------------------
 
-    def _take_out(self, audience: int, gone: list[_Row], moved: list[_Row]) -> bool:
+    def _take_out(self, gone: list[_Row], moving: list[_Row], audiences: dict[int, int]) -> None:
+        """Take cubes out of their audiences; those that move are entered into their new ones."""
+        rewritten = {
+            audience
+            for audience in dict.fromkeys(row.audience for row in [*gone, *moving])
+            if self._take_out_of(
+                audience,
+                [row for row in gone if row.audience == audience],
+                [row for row in moving if row.audience == audience],
+            )
+        }
+        for row in moving:
+            if audiences[row.doc] not in rewritten:  # else it is there already
+                self._index(audiences[row.doc], row.numbers)
+
+    def _take_out_of(self, audience: int, gone: list[_Row], moved: list[_Row]) -> bool:
         """Erase words from an audience's table, and of cubes that are gone all else.
 
         True when the table was written anew, from all documents that are the audience's now.

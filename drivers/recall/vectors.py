@@ -124,13 +124,16 @@ class VectorRows:
         if dimensions != self.model.dimensions:
             raise MemError(Errno.EINVAL, "a model's vectors have one size", dimensions=dimensions)
 
-    def wholes(self) -> Iterator[tuple[Ints, Quantized]]:
-        """(passages, their vectors) of the model, oldest first, some thousands at a time."""
-        sql = "SELECT passage, whole FROM vector WHERE model = ? ORDER BY passage"
-        rows: Any = self._db.execute(sql, (self.model.number,))
+    def wholes(self, numbers: Sequence[int] | None = None) -> Iterator[tuple[Ints, Quantized]]:
+        """(passages, their vectors) of the model, oldest first, some thousands at a time; of all
+        passages or of these."""
+        these = "" if numbers is None else " AND passage IN (SELECT value FROM json_each(:these))"
+        sql = f"SELECT passage, whole FROM vector WHERE model = :model{these} ORDER BY passage"
+        bindings = {"model": self.model.number, "these": json.dumps(numbers)}
+        rows: Any = self._db.execute(sql, bindings)
         while chunk := list(islice(rows, _CHUNK)):
-            numbers, blobs = zip(*chunk, strict=True)
-            yield np.array(numbers, np.int64), self._unpack(blobs)
+            found, blobs = zip(*chunk, strict=True)
+            yield np.array(found, np.int64), self._unpack(blobs)
 
     def pieces(self, numbers: Sequence[int]) -> tuple[list[int], Ints, Quantized]:
         """(passages that have any, where each one's begin, the sentences' vectors)."""

@@ -126,6 +126,17 @@ def test_a_new_name_or_mode_keeps_the_vector_and_a_new_text_does_not(index: Reca
     assert index.counts.waiting == 1
 
 
+def test_what_stays_of_a_long_text_keeps_its_vectors(index: RecallIndex) -> None:
+    pages = [f"page{n} " * 280 + "\n" for n in range(3)]
+    index.apply(1, [document("a", "".join(pages))], [])
+    keep_all(index)
+    index.apply(2, [document("a", "".join(pages[1:]) + "page9 " * 280, producer="Anna")], [])
+    assert [each.text[:5] for each in index.waiting(10, ANY, set())] == ["page9"]
+    assert closest(index, pages[2]) == ["a"]
+    assert index.open() == 2
+    assert index.counts == IndexCounts(3, 1, A)
+
+
 def test_another_model_begins_anew_and_the_first_is_remembered(index: RecallIndex) -> None:
     write(index, a="heron", b="stork")
     keep_all(index, A)
