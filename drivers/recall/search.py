@@ -50,8 +50,11 @@ class Search:
     # -- the question --------------------------------------------------------------------------
 
     def plan(self, question: IndexQuestion) -> Plan:
-        """Only a hybrid search reads more than words out of a query."""
-        if question.mode is not SearchMode.HYBRID:
+        """A search by words takes the query as it is.
+
+        For one by meaning names are taken out too: vectors are of texts without their producers.
+        """
+        if question.mode is SearchMode.WORDS:
             terms = terms_of(question.query, self._lexical.tokenize)
             return Plan(question, Understood(text=question.query), terms)
         understood = understand(question, self._scopes.of(question), self._lexical)

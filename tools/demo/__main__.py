@@ -12,8 +12,10 @@ from typing import Final
 from libmem.abi.calls import StatCube
 from libmem.abi.digest import digest_of
 from libmem.abi.errors import Errno, MemError
+from libmem.abi.structs import SearchMode
 from memosd.tools.demo.documents import LIBRARY, Document, gather
 from memosd.tools.demo.reading import play_reading
+from memosd.tools.demo.remembering import ask_again, play_remembering
 from memosd.tools.demo.stage import Stage
 
 __all__ = ["main"]
@@ -57,6 +59,7 @@ def main() -> int:
 def _play(stage: Stage) -> None:
     stage.title("memosd: a memory kernel for language-model programs", "Every number is measured.")
     _start(stage)
+    is_remembered = play_remembering(stage)
     documents = gather()
     library = _ingest(stage, documents)
     best = _search(stage)
@@ -65,6 +68,8 @@ def _play(stage: Stage) -> None:
     _count(stage)
     thoughts = _cut_off(stage)
     _return(stage, library, thoughts, (best, large_digest))
+    if is_remembered:
+        ask_again(stage)
     _stop(stage)
 
 
@@ -142,7 +147,7 @@ def _search_at_once(stage: Stage) -> None:
         actor = stage.actor("search", word)
         found = [hit["name"] for hit in actor.result()["hits"]]
         client.unlink(name)
-        left = client.search(word)
+        left = client.search(word, mode=SearchMode.WORDS)
     stage.verify(
         found == [name] and not left,
         "what is written is found by the next search of another process, what is removed by none",
@@ -244,7 +249,7 @@ def _return(
     )
     stage.verify(seen["digest"] == large_digest, "every byte of it is as before")
     with stage.connect() as client:
-        found = [client.search(query, k=1)[0].name for query in _QUERIES]
+        found = [client.search(query, k=1, mode=SearchMode.WORDS)[0].name for query in _QUERIES]
         stage.verify(found == best, "every search has the same best answer as before")
         counter = client.call(StatCube(name=_COUNTER))
         stage.verify(counter.version == 2 * _ADDITIONS + 1, "the counter has all its versions")

@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import libmem
-from libmem.abi.calls import WriteCube
+from libmem.abi.calls import Search, WriteCube
 from libmem.abi.digest import digest_of
-from libmem.abi.structs import CubeType, Descriptive
+from libmem.abi.structs import CubeType, Descriptive, SearchMode
+from libmem.ingest import Turn, conversation
 from memosd.tools.demo.documents import Document, gather
+from memosd.tools.demo.remembering import TALK, TALKS, session_of, time_ns
 
 __all__ = ["ROLES"]
 
@@ -27,6 +29,8 @@ _ATTACHES: Final = 20
 _COPIES: Final = 5
 _REPORT_EVERY: Final = 23
 _PAGE_BYTES: Final = 1 << 20
+_SHOWN: Final = ("words", "meaning", "before", "after", "session", "producer", "date")
+"""Signals of a hit that are told."""
 
 
 def say(**facts: Any) -> None:
@@ -69,10 +73,48 @@ def search(*queries: str) -> None:
     with libmem.connect(name="demo search") as client:
         for query in queries:
             begin = time.perf_counter()
-            hits = client.search(query, k=3)
+            hits = client.search(query, k=3, mode=SearchMode.WORDS)
             milliseconds = (time.perf_counter() - begin) * 1000
             found = [{"name": hit.name, "snippet": hit.snippet} for hit in hits]
             say(query=query, milliseconds=milliseconds, hits=found)
+
+
+def tell() -> None:
+    """Write a conversation down, turn by turn as it was said."""
+    begin = time.perf_counter()
+    with libmem.connect(name="demo tell") as client:
+        for day in dict.fromkeys(said.day for said in TALK):
+            turns = [
+                Turn(said.text, producer=said.producer, event_time_ns=time_ns(day))
+                for said in TALK
+                if said.day == day
+            ]
+            conversation(client, TALKS, turns, session=session_of(day))
+    say(turns=len(TALK), milliseconds=(time.perf_counter() - begin) * 1000)
+
+
+def recall(*questions: str) -> None:
+    """Answer each question with the turn that answers it, and what was said just before."""
+    with libmem.connect(name="demo recall") as client:
+        for question in questions:
+            begin = time.perf_counter()
+            request = Search(question, under=TALKS, k=1, beside=1, wait_ms=30_000)
+            hits = client.call(request, timeout_s=60.0).hits
+            milliseconds = (time.perf_counter() - begin) * 1000
+            say(milliseconds=milliseconds, **(_cited(client, hits[0]) if hits else {"name": ""}))
+
+
+def _cited(client: libmem.Client, hit: libmem.Hit) -> dict[str, str]:
+    before = next((each for each in hit.beside if each.distance < 0), None)
+    return {
+        "name": hit.name,
+        "producer": client.stat(hit.name).descriptive.producer,
+        "text": client.read(hit.name).decode(),
+        "before": f"{before.producer}: {before.text}" if before else "",
+        "why": " ".join(
+            f"{name} {hit.signals[name]:.2f}" for name in _SHOWN if name in hit.signals
+        ),
+    }
 
 
 def fill(name: str, size_bytes: str) -> None:
@@ -161,7 +203,7 @@ def stream(folder: str) -> None:
 
 
 ROLES: Final[dict[str, Callable[..., None]]] = {
-    role.__name__: role for role in (ingest, search, fill, attach, count, stream)
+    role.__name__: role for role in (ingest, search, tell, recall, fill, attach, count, stream)
 }
 
 
