@@ -10,7 +10,7 @@ No padding anywhere. Decoded, an element is `steps / 127 * peak`, in the peaks' 
 the payload's: each of these is one IEEE operation, so every machine decodes the same. Rows not in
 use come back as zeros. A plane is never in memory as a whole, but a few blocks of it.
 
-The only module of the daemon that needs numpy; `coding.py` imports it with the first such cube.
+`coding.py` imports it with the first such cube.
 numpy lets others run while it computes. Source: per-channel symmetric quantisation, as of keys in
 KIVI (arXiv 2402.02750); docs/design/0004-activation-memory.md, 6.
 """

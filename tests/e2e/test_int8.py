@@ -1,18 +1,14 @@
 """KV caches as int8 on disk, over a real daemon: what processes map, before and after."""
 
-from pathlib import Path
-
 import pytest
 
 import libmem
 from libmem import CubeType, Durability
-from libmem.abi import calls as c
 from libmem.abi.digest import digest_of
-from libmem.abi.errors import Errno
 from libmem.abi.kv import KvHeader
 from libmem.abi.structs import StoredForm
 from tests.caches import INT8, attributes_of, header_of, payload_of, planes, wavy
-from tests.e2e.daemon import ROOT, Daemon
+from tests.e2e.daemon import Daemon
 
 HEADER = header_of(1000, heads=2)
 PAYLOAD = payload_of(HEADER, wavy)
@@ -43,11 +39,6 @@ def form_of(client: libmem.Client) -> StoredForm:
     return form
 
 
-def has_numpy(daemon: Daemon) -> bool:
-    """Did the daemon load it?"""
-    return "numpy" in Path(f"/proc/{daemon.pid}/maps").read_text()
-
-
 @BOTH
 def test_all_processes_see_the_same(daemon: Daemon, durability: Durability) -> None:
     with daemon.connect() as client:
@@ -67,50 +58,6 @@ def test_all_processes_see_the_same(daemon: Daemon, durability: Durability) -> N
         assert mapped(client) == lossy
         assert form_of(client) == form
         assert [finding for reply in client.fsck() for finding in reply.findings] == []
-
-
-def test_numpy_is_loaded_with_the_first_such_cube(daemon: Daemon) -> None:
-    with daemon.connect() as client:
-        store(client, header_of(1000, None, heads=2))
-        assert mapped(client) == PAYLOAD
-        assert not has_numpy(daemon)
-        store(client)
-        assert has_numpy(daemon)
-
-
-@pytest.fixture
-def bare(idle: Daemon) -> Daemon:
-    """A daemon that has no numpy, until its environment is mended."""
-    (idle.folder / "numpy.py").write_text("raise ImportError('as if it were not installed')\n")
-    idle.environment = {"PYTHONPATH": f"{idle.folder}:{ROOT}"}
-    return idle
-
-
-def test_a_daemon_without_numpy(bare: Daemon) -> None:
-    bare.start()
-    with bare.connect() as client:
-        client.make_namespace("/t")
-        store(client)
-        assert mapped(client) == PAYLOAD
-        assert client.stat("/t/kv").stored is None
-        reasons = [decision.reason for decision in client.call(c.Explain("/t/kv")).decisions]
-        assert any("numpy is not installed" in reason for reason in reasons)
-    bare.environment = {}
-    bare.restart()
-    with bare.connect() as client:
-        store(client)
-        lossy = mapped(client)
-    bare.environment = {"PYTHONPATH": f"{bare.folder}:{ROOT}"}
-    bare.restart()
-    with bare.connect() as client:
-        with pytest.raises(libmem.MemError) as caught:
-            mapped(client)
-        assert caught.value.errno is Errno.EOPNOTSUPP
-        assert not client.stat("/t/kv").is_quarantined
-    bare.environment = {}
-    bare.restart()
-    with bare.connect() as client:
-        assert mapped(client) == lossy
 
 
 def test_the_configuration_decides_where_the_header_does_not(idle: Daemon) -> None:

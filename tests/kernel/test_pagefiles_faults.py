@@ -3,7 +3,7 @@
 import pytest
 
 from libmem.abi import calls as c
-from libmem.abi.errors import Errno
+from libmem.abi.errors import Errno, MemError
 from libmem.abi.structs import CubeType, Durability, TierName
 from memosd.drivers.activation import coding as kv_coding
 from memosd.kernel.rows import encode_page
@@ -15,37 +15,23 @@ from tests.kernel.world import ROOT, Client, World
 # -- without a codec -----------------------------------------------------------------------------
 
 
-@BOTH
-def test_without_numpy_it_stays(
-    user: Client, durability: Durability, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def absent() -> None:
-        raise ImportError
-
-    monkeypatch.setattr(kv_coding, "_int8", absent)
-    write(user, "/n/a", durability=durability)
-    user.call(c.Evict(name="/n/a"))
-    assert user.mapped("/n/a") == PAYLOAD
-    assert "numpy" in decisions(user, "/n/a")[0]
-
-
 def test_what_cannot_be_decoded_here_is_not_damaged(
     world: World, user: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def absent() -> None:
-        raise ImportError
+    def refuse(*_: object) -> None:
+        raise MemError(Errno.EOPNOTSUPP, "a form of a later version")
 
     write(user, "/n/a")
     user.call(c.Evict(name="/n/a"))
     with monkeypatch.context() as patch:
-        patch.setattr(kv_coding, "_int8", absent)
+        patch.setattr(kv_coding.KvCoding, "decode", refuse)
         for request in (
             c.MmapCube(name="/n/a"),
             c.ReadCube(name="/n/a"),
             c.PinCube(name="/n/a"),
             c.MigrateCube(name="/n/a", tier=TierName.RAM),
         ):
-            assert "numpy" in user.fails(request, Errno.EOPNOTSUPP).message
+            assert "later version" in user.fails(request, Errno.EOPNOTSUPP).message
         assert world.root.call(c.Fsck()).findings == ()
     assert len(user.mapped("/n/a")) == len(PAYLOAD)
 

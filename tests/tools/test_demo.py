@@ -53,13 +53,14 @@ def words_about_a_model() -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_the_whole_demo(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if "COLOR" not in name}
     done = subprocess.run(
         [sys.executable, "-m", "memosd.tools.demo"],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=280,
         env={**environment, "TMPDIR": str(tmp_path)},
         check=False,
     )

@@ -13,6 +13,7 @@ from typing import Final
 import libmem
 from libmem.abi.calls import WriteCube
 from libmem.abi.errors import Errno, MemError
+from libmem.abi.structs import SearchMode
 from memosd.tools.bench.corpus import note
 from memosd.tools.bench.daemon import Daemon, private_daemon
 from memosd.tools.bench.recall import wait_for_vectors
@@ -81,6 +82,7 @@ def _busy(daemon: Daemon, plan: Plan, round_number: int) -> tuple[list[float], f
             for outcome in client.batch(calls):
                 if isinstance(outcome, MemError):
                     raise outcome
+        client.search("settled", mode=SearchMode.WORDS)  # the index knows of the whole backlog
         times = _write(client, f"/busy/measured{round_number}", plan.writes)
         if not client.info().recall.waiting:
             raise MemError(Errno.EIO, "the backlog was worked off before all writes were made")

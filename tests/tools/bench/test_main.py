@@ -10,9 +10,25 @@ import psutil
 import pytest
 
 from libmem.abi.errors import Errno, MemError
-from memosd.tools.bench import boot, embed, kv, kv_int8, mapping, prefix, put, rpc, scale, share
+from memosd.tools.bench import (
+    backlog,
+    boot,
+    embed,
+    kv,
+    kv_int8,
+    mapping,
+    prefix,
+    put,
+    recall,
+    rpc,
+    scale,
+    search_scale,
+    share,
+)
 from memosd.tools.bench.__main__ import _BENCHMARKS, main
 from memosd.tools.bench.report import Report, at_most, row
+
+_WITHOUT_DATA = [name for name in _BENCHMARKS if name != "recall"]
 
 
 @pytest.fixture
@@ -97,7 +113,8 @@ def test_a_store_of_no_cubes_is_refused(capsys: pytest.CaptureFixture[str]) -> N
 
 @pytest.fixture
 def _all_measured(_measured: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (put, mapping, scale, kv, kv_int8, share, prefix, embed):
+    others = (put, mapping, scale, kv, kv_int8, share, prefix, embed, search_scale, backlog)
+    for module in others:
         monkeypatch.setattr(module, "measure", lambda plan, directory: Report("other", ()))
 
 
@@ -107,10 +124,27 @@ def test_all_is_one_object_with_each_benchmark(
 ) -> None:
     assert main(["all", "--json", "--dir", str(tmp_path)]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert list(found) == ["benchmark", "failed", *_BENCHMARKS]
+    assert list(found) == ["benchmark", "failed", *_WITHOUT_DATA]
     assert found["failed"] == {}
     assert found["boot"]["import_ms"] == 40.0
     assert found["rpc"]["is_met"] is False
+
+
+@pytest.mark.usefixtures("_all_measured")
+def test_all_asks_questions_where_it_is_given_some(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    plans: list[recall.Plan] = []
+
+    def measure(plan: recall.Plan, directory: Path) -> Report:
+        plans.append(plan)
+        return Report("recall", ())
+
+    monkeypatch.setattr(recall, "measure", measure)
+    data = tmp_path / "talks.json"
+    assert main(["all", "--json", "--quick", "--dir", str(tmp_path), "--data", str(data)]) == 0
+    assert "recall" in json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [plan.data for plan in plans] == [data]
 
 
 @pytest.mark.usefixtures("_all_measured")
@@ -126,7 +160,7 @@ def test_one_failure_among_all_stops_no_other(
     captured = capsys.readouterr()
     found = json.loads(captured.out.splitlines()[-1])
     assert list(found["failed"]) == ["kv", "share"]
-    assert found.keys() == {"benchmark", "failed", *_BENCHMARKS} - {"kv", "share"}
+    assert found.keys() == {"benchmark", "failed", *_WITHOUT_DATA} - {"kv", "share"}
     assert found["rpc"]["ratio_p50"] == 2.5
     told = captured.err.splitlines()[-2:]
     assert [line.split(": ")[1] for line in told] == ["kv", "share"]
