@@ -11,15 +11,17 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import libmem
 from libmem.abi.calls import Search, WriteCube
 from libmem.abi.digest import digest_of
+from libmem.abi.index import HIT_END, HIT_START
 from libmem.abi.structs import CubeType, Descriptive, SearchMode
-from libmem.ingest import Turn, conversation
+from libmem.ingest import Turn, conversation, file
 from memosd.tools.demo.documents import Document, gather
-from memosd.tools.demo.remembering import TALK, TALKS, session_of, time_ns
+from memosd.tools.demo.remembering import HANDBOOK, TALK, TALKS, session_of, time_ns
 
 __all__ = ["ROLES"]
 
@@ -93,27 +95,38 @@ def tell() -> None:
     say(turns=len(TALK), milliseconds=(time.perf_counter() - begin) * 1000)
 
 
-def recall(*questions: str) -> None:
-    """Answer each question with the turn that answers it, and what was said just before."""
+def study(*files: str) -> None:
+    """Make memories of documents, twice."""
+    with libmem.connect(name="demo study") as client:
+        begin = time.perf_counter()
+        written = sum(file(client, HANDBOOK, Path(each)).written for each in files)
+        milliseconds = (time.perf_counter() - begin) * 1000
+        again = sum(file(client, HANDBOOK, Path(each)).written for each in files)
+    say(written=written, again=again, milliseconds=milliseconds)
+
+
+def recall(under: str, *questions: str) -> None:
+    """Answer each question with the memory that answers it, and what stands just before."""
     with libmem.connect(name="demo recall") as client:
         for question in questions:
             begin = time.perf_counter()
-            request = Search(question, under=TALKS, k=1, beside=1, wait_ms=30_000)
+            request = Search(question, under=under, k=1, beside=1, wait_ms=30_000)
             hits = client.call(request, timeout_s=60.0).hits
             milliseconds = (time.perf_counter() - begin) * 1000
             say(milliseconds=milliseconds, **(_cited(client, hits[0]) if hits else {"name": ""}))
 
 
 def _cited(client: libmem.Client, hit: libmem.Hit) -> dict[str, str]:
-    before = next((each for each in hit.beside if each.distance < 0), None)
+    about = client.stat(hit.name).descriptive
+    before = next((each for each in hit.beside if each.distance < 0 and each.producer), None)
+    text = hit.snippet.replace(HIT_START, "").replace(HIT_END, "")
+    signals = [f"{name} {hit.signals[name]:.2f}" for name in _SHOWN if name in hit.signals]
     return {
         "name": hit.name,
-        "producer": client.stat(hit.name).descriptive.producer,
-        "text": client.read(hit.name).decode(),
+        "text": " ".join(f"{about.producer}: {text}".removeprefix(": ").split()),
         "before": f"{before.producer}: {before.text}" if before else "",
-        "why": " ".join(
-            f"{name} {hit.signals[name]:.2f}" for name in _SHOWN if name in hit.signals
-        ),
+        "cited": f"{Path(about.origin).name}, “{about.title}”" if about.title else hit.name,
+        "why": " ".join(signals),
     }
 
 
@@ -203,7 +216,8 @@ def stream(folder: str) -> None:
 
 
 ROLES: Final[dict[str, Callable[..., None]]] = {
-    role.__name__: role for role in (ingest, search, tell, recall, fill, attach, count, stream)
+    role.__name__: role
+    for role in (ingest, search, tell, study, recall, fill, attach, count, stream)
 }
 
 
