@@ -41,6 +41,7 @@ Chinese."""
 _NS_PER_MS: Final = 1_000_000
 _NS: Final = 1_000_000_000
 _EVER: Final = -1
+_TIME_MAX_NS: Final = (1 << 63) - 1
 
 
 class Recall:
@@ -216,6 +217,7 @@ def _check(request: Search) -> None:
         0 <= request.wait_ms <= SEARCH_WAIT_MAX_MS, f"wait_ms is within 0..{SEARCH_WAIT_MAX_MS}"
     )
     _require(request.budget_tokens >= 0, "budget_tokens is not negative")
+    _require(abs(request.now_ns) <= _TIME_MAX_NS, "now_ns is a time, in 64 bits")
     _require(request.as_of_ns >= _EVER, "as_of_ns is a time, 0 or -1")
     for field in ("recency", "importance"):
         _require(0 <= getattr(request, field) <= 1, f"{field} is within 0..1")

@@ -261,6 +261,7 @@ def test_a_budget_of_tokens_takes_the_best_that_fit(world: World, user: Client) 
         {"wait_ms": 60_001},
         {"budget_tokens": -1},
         {"as_of_ns": -2},
+        {"now_ns": 1 << 63},
         {"recency": 1.5},
         {"recency": float("nan")},
         {"importance": -0.1},
