@@ -7,7 +7,8 @@ halved until the text that does it stands alone; that one is found by its words 
 boot. Kernel thread only.
 """
 
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 import msgspec
 
@@ -103,7 +104,7 @@ class Embedding:
         """A worker made a vector of this model; where the index has others', they are made anew."""
         index = self._indexer.index
         if model != index.counts.model:
-            await self._indexer.ask(index.use_model, model)
+            await self._ask(index.use_model, model)
             self._refused.clear()  # what one model cannot take another may
             self.kick()
 
@@ -181,7 +182,19 @@ class Embedding:
     async def _keep(self, batch: list[IndexPassage], vectors: list[IndexVectors]) -> None:
         await self.use(vectors[0].model)
         kept = {passage.number: rows for passage, rows in zip(batch, vectors, strict=True)}
-        await self._indexer.ask(self._indexer.index.keep, kept)
+        await self._ask(self._indexer.index.keep, kept)
+
+    async def _ask(self, work: Callable[..., None], *args: Any) -> None:
+        """A change of the index.
+
+        Errors: EINVAL (these are no vectors); EAGAIN, whatever else: no text is to blame for it.
+        """
+        try:
+            await self._indexer.ask(work, *args)
+        except MemError as error:
+            if error.errno is Errno.EINVAL:
+                raise
+            raise MemError(Errno.EAGAIN, error.message) from None
 
     def _part(self, batch: list[IndexPassage], error: MemError) -> None:
         if len(batch) == 1:

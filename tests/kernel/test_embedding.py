@@ -176,6 +176,20 @@ def test_what_passes_is_tried_again(world: World, errno: Errno) -> None:
     assert world.index.counts.waiting == 0
 
 
+@pytest.mark.parametrize("errno", [Errno.ENOSPC, Errno.EIO, Errno.ENOMEM])
+def test_no_text_is_to_blame_for_an_index_that_cannot_keep(world: World, errno: Errno) -> None:
+    world.write(["one", "two"])
+    world.index.failure = MemError(errno, "of the index")
+    world.jobs.take().answer()
+    assert "of the index" in world.embedding.stat().problem
+    world.pass_time(SECOND_NS)
+    world.index.failure = None
+    world.pass_time(SECOND_NS)
+    world.answer_all()
+    assert world.index.counts == (2, 0, MODEL)
+    assert world.embedding.stat().problem == ""
+
+
 def test_a_damaged_index_is_asked_again(world: World) -> None:
     world.index.failure = MemError(Errno.EAGAIN, "the index is damaged and will be rebuilt")
     world.index.counts = world.index.counts._replace(waiting=1)
