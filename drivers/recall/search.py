@@ -6,6 +6,7 @@ rows as they are then: between two of them cubes may come, go, and change who ma
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import apsw
 
@@ -23,6 +24,12 @@ from memosd.drivers.recall.understanding import understand
 from memosd.drivers.recall.vectors import Quantized, VectorRows, quantized
 
 __all__ = ["Plan", "Search"]
+
+
+_BESIDE_CHARACTERS: Final = 1 << 20
+"""Of neighbours, for all hits of a search together: the best have theirs, those behind none."""
+_BESIDE_COSTS: Final = 200
+"""What one counts for however short it is: it takes time to find."""
 
 
 @dataclass
@@ -82,11 +89,13 @@ class Search:
     def rank(self, plan: Plan, vector: IndexVectors | None) -> list[IndexHit]:
         """The best cubes, each by its best passage, best first; among equals the newest."""
         query = self._comparable(vector)
-        terms = plan.terms.keys()
-        return [
-            self.texts.hit(ranked, terms, plan.question.beside)
-            for ranked in best_cubes(self._worths(plan, query), plan.question.limit)
-        ]
+        hits, room = [], _BESIDE_CHARACTERS
+        for ranked in best_cubes(self._worths(plan, query), plan.question.limit):
+            beside = plan.question.beside if room > 0 else 0
+            hit = self.texts.hit(ranked, plan.terms.keys(), beside)
+            room -= sum(len(each.text) + _BESIDE_COSTS for each in hit.beside)
+            hits.append(hit)
+        return hits
 
     def _worths(self, plan: Plan, query: Quantized | None) -> list[Worth]:
         mode = plan.question.mode

@@ -42,7 +42,8 @@ class Search(Call[SearchReply], frozen=True):
     budget_tokens: int = 0
     """As many of the best as fit, in about so many tokens of a language model; `k` still holds."""
     beside: int = 0
-    """Passages to show before and after each hit."""
+    """Passages to show before and after each hit; of all hits a million characters together, so
+    that of many only the best have theirs."""
     recency: float = 0.0
     """What a memory of this moment gains over an old one; a perfect match is 1.0."""
     half_life_s: float = 2_592_000.0

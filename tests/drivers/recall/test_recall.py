@@ -289,3 +289,29 @@ def test_a_document_of_ten_megabytes(index: RecallIndex) -> None:
     assert len(hits["log"].beside) == 2
     index.apply(2, [], [b"log"])
     assert search(index, "heron") == {}
+
+
+def test_the_best_have_their_neighbours_where_not_all_can(index: RecallIndex) -> None:
+    for start in range(0, 400, 100):
+        turns = [
+            document(f"{n}", "heron " + "x" * 1900, session="s", position=n)
+            for n in range(start, start + 100)
+        ]
+        index.apply(start, turns, [])
+    hits = list(search(index, "heron", limit=400, beside=16, mode=SearchMode.WORDS).values())
+    assert len(hits) == 400
+    texts = [sum(len(each.text) for each in hit.beside) for hit in hits]
+    assert texts[0] > 16 * 1900
+    assert sum(texts) < 2 << 20
+    first_without = texts.index(0)
+    assert not any(texts[first_without:])
+
+
+def test_what_is_known_of_a_namespace_does_not_grow_with_changes(index: RecallIndex) -> None:
+    session = index._session
+    for turn in range(2500):
+        index.apply(turn, [document("a", "heron", session=f"s{turn}", position=turn)], [])
+    assert session is not None
+    assert len(session.catalogue.spaces[1].places) < 3 * 1200
+    assert search(index, "heron", filter=IndexFilter(sessions=("s2499",)))
+    assert not search(index, "heron", filter=IndexFilter(sessions=("s2498",)))
