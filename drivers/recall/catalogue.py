@@ -44,7 +44,7 @@ class Catalogue:
         self._append(changes.came)
         if changes.carried:
             self._read_vectors(changes.carried)
-        for namespace in {span.namespace for span in changes.gone}:
+        for namespace in {each.namespace for each in (*changes.gone, *changes.altered)}:
             self._renew(namespace)
 
     def load_vectors(self) -> None:
@@ -134,7 +134,7 @@ class Catalogue:
         return columns
 
     def _renew(self, namespace: int) -> None:
-        """Read a namespace again that is mostly dead rows; forget one without cubes."""
+        """Read a namespace again that is worn; forget one without cubes."""
         old = self.spaces[namespace]
         if not old.alive:
             del self.spaces[namespace]

@@ -91,6 +91,8 @@ class Columns:
         self.alive = 0
         self.generation = 0
         """Another one whenever anything changed."""
+        self._altered = 0
+        """Cubes that had other facts before, whose names and places are still interned."""
         self.folders = Interned()
         self.types = Interned()
         self.semantic_types = Interned()
@@ -107,8 +109,8 @@ class Columns:
 
     @property
     def is_worn(self) -> bool:
-        """So many rows are dead that it should be read again."""
-        return self.count - self.alive > max(_WORN_ROWS, self.alive)
+        """So much in it is of the past that it should be read again."""
+        return self.count - self.alive + self._altered > max(_WORN_ROWS, self.alive)
 
     def rows_of(self, numbers: Sequence[int] | Ints) -> tuple[Ints, Bools]:
         """(rows, is it there and alive?) of passages; a row that is not there is any row."""
@@ -152,6 +154,7 @@ class Columns:
     def alter(self, entry: Entry) -> None:
         """Other facts about a cube whose passages stay."""
         self.generation += 1
+        self._altered += 1
         rows = self._slice(entry.doc, len(entry.lengths) // 2)
         for name, value in self._facts(entry).items():
             self._arrays[name][rows] = value
