@@ -281,14 +281,14 @@ class Indexer:
     async def ask(self, work: Callable[..., T], *args: Any) -> T:
         """A call of the index that changes nothing that its stamp stands for.
 
-        Errors: EAGAIN when it turns out to be damaged (it will be rebuilt), and the call's own.
+        Errors: EAGAIN when it turns out to be damaged or closed by an error, and the call's own.
         """
         try:
             return await self._io.run(work, *args)
         except MemError as error:
             if error.errno is not Errno.ECORRUPT:
                 raise
-            self._is_open = False  # opening it again discards it, and all is indexed anew
+            self._is_open = False  # opening it again discards what is damaged: all is indexed anew
             self.kick()
             raise MemError(Errno.EAGAIN, "the index is damaged and will be rebuilt") from None
 

@@ -127,6 +127,11 @@ class DocumentRows:
         self._numbers = {audience: number for number, audience in self.audiences.items()}
         self._next = int(self._db.execute("SELECT next FROM state").get)
 
+    @property
+    def next_number(self) -> int:
+        """Above those of all passages and audiences that ever were."""
+        return self._next
+
     def entries(self, namespace: int | None = None) -> Iterator[Entry]:
         """All that is kept, oldest first; of one namespace where it is given."""
         rows: Any = self._db.execute(

@@ -45,10 +45,21 @@ __all__ = ["RecallIndex"]
 _LOG_BYTES: Final = 16 << 20
 """How long the write-ahead log may grow."""
 
-_UNUSABLE: Final = (apsw.CorruptError, apsw.NotADBError, apsw.SQLError)
+_UNUSABLE: Final = (
+    apsw.CorruptError,
+    apsw.NotADBError,
+    apsw.SQLError,
+    # What rows set off that SQLite reads without a complaint, and nobody here has written.
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+)
 _ERRNO: Final[tuple[tuple[type[apsw.Error], Errno], ...]] = (
     (apsw.FullError, Errno.ENOSPC),
     (apsw.NoMemError, Errno.ENOMEM),
+    (apsw.ConstraintError, Errno.ECORRUPT),  # the numbers in the file contradict each other
     (apsw.CorruptError, Errno.ECORRUPT),
     (apsw.NotADBError, Errno.ECORRUPT),
     (apsw.Error, Errno.EIO),
@@ -71,8 +82,8 @@ class _Session(NamedTuple):
 class RecallIndex:
     """How cubes' texts are found. `path` is its file; nothing happens before `open`.
 
-    Errors of every call: ENOSPC, ENOMEM, EIO, and ECORRUPT when the file turns out to be damaged,
-    which every call repeats until `open` has discarded it. After a failed `apply` the stamp that
+    Errors of every call: ENOSPC, ENOMEM, EIO, and ECORRUPT when the file turns out to be damaged or
+    is not open, which every call repeats until `open` has mended that. After a failed `apply` the stamp that
     `open` returns tells whether it happened; it never happened in part.
     """
 
@@ -82,6 +93,11 @@ class RecallIndex:
         self._path = path
         self._session: _Session | None = None
         self._is_damaged = False
+        self._numbers_from = 0
+        """Where a file that takes the place of a discarded one begins to count: somebody may still
+        hold numbers of that one's passages."""
+        self._holds_old_text = False
+        """The log may have what a newer version took the place of."""
         self.counts = IndexCounts()
 
     def open(self) -> int:
@@ -111,7 +127,10 @@ class RecallIndex:
                 failpoints.hit("index.commit.before")
             self._follow(session, session.catalogue.follow, changes)
             failpoints.hit("index.commit.after")
-            self._bound_log(session, is_due=changes.was_removed)
+            self._holds_old_text |= bool(changes.gone)
+            # A cube whose text stays may have lost an older version, whose text goes with it.
+            is_old_due = self._holds_old_text and bool(changes.altered)
+            self._bound_log(session, is_due=changes.was_removed or is_old_due)
 
     def use_model(self, model: str) -> None:
         """Vectors of any other model are not compared from now on, and wait to be replaced."""
@@ -190,7 +209,7 @@ class RecallIndex:
         if self._is_damaged:
             raise MemError(Errno.ECORRUPT, "the recall index is damaged; open it to begin anew")
         if self._session is None:
-            raise MemError(Errno.EIO, "the recall index is not open")
+            raise MemError(Errno.ECORRUPT, "the recall index is not open")
         return self._session
 
     def _attach(self) -> int:
@@ -205,7 +224,10 @@ class RecallIndex:
             db = apsw.Connection(str(self._path))
             stack.callback(db.close, True)
             stamp = prepare(db)
+            if self._numbers_from:
+                db.execute("UPDATE state SET next = max(next, ?)", (self._numbers_from,))
             empty_log(db, fd, self._path)  # where a crash came between a removal and this
+            self._holds_old_text = False
             rows, vectors = DocumentRows(db), VectorRows(db)
             catalogue = Catalogue(rows, vectors)
             search = Search(db, rows, vectors, catalogue)
@@ -225,10 +247,12 @@ class RecallIndex:
     def _bound_log(self, session: _Session, *, is_due: bool) -> None:
         if is_due or log_bytes(self._path) > _LOG_BYTES:
             empty_log(session.db, session.fd, self._path)
+            self._holds_old_text = False
 
     def _let_go(self) -> None:
         session, self._session = self._session, None
         if session is not None:
+            self._numbers_from = session.rows.next_number
             session.stack.close()
 
     def _discard(self) -> None:
@@ -246,6 +270,9 @@ class RecallIndex:
             errno = next(code for kind, code in _ERRNO if isinstance(error, kind))
             self._is_damaged |= errno is Errno.ECORRUPT
             raise MemError(errno, f"recall index: {error}") from error
+        except UnicodeDecodeError as error:  # only clean text is ever put in
+            self._is_damaged = True
+            raise MemError(Errno.ECORRUPT, f"recall index: {error}") from error
         except OSError as error:
             errno = Errno.ENOSPC if error.errno == Errno.ENOSPC else Errno.EIO
             raise MemError(errno, f"recall index: {error}") from error

@@ -90,6 +90,15 @@ def test_an_older_text_goes_with_its_cube(index: RecallIndex, path: Path) -> Non
     assert traces(path, [words[7]]) == []
 
 
+def test_an_older_text_goes_with_its_version(index: RecallIndex, path: Path) -> None:
+    words = secrets(60)
+    fill(index, words)
+    latest = document("7", "another text", version=2)
+    index.apply(1000, [latest], [])
+    index.apply(1001, [latest], [])  # the kernel says that something of it is gone
+    assert traces(path, [words[7]]) == []
+
+
 def test_the_last_cube_of_a_namespace_leaves_no_trace(index: RecallIndex, path: Path) -> None:
     words = secrets(1)
     write(index, a=words[0])
@@ -178,7 +187,7 @@ def test_memory_that_cannot_follow_a_commit_is_read_again(
         patched.setattr("memosd.drivers.recall.columns.Columns.append", fail)
         with pytest.raises(MemoryError):
             index.apply(2, [document("b", "heron")], [b"a"])
-    with raises(Errno.EIO):
+    with raises(Errno.ECORRUPT):  # so that it is opened again
         ids(index, "heron")
     assert index.open() == 2, "it was committed"
     assert ids(index, "heron") == ["b"]
@@ -256,6 +265,47 @@ def test_a_database_without_our_tables_is_discarded(index: RecallIndex, path: Pa
     assert index._session is not None
     index._session.db.execute("DROP TABLE state")
     index.close()
+    assert index.open() == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE document SET name = CAST(x'ff' AS TEXT)",
+        "UPDATE document SET type = 'plaintexd'",
+        "UPDATE document SET lengths = x'00'",
+        "UPDATE document SET session = 7, position = 'x'",
+        "UPDATE document SET audience = 99",
+        "UPDATE document SET priority = 1 << 40",
+    ],
+)
+def test_rows_that_nobody_wrote_are_discarded(index: RecallIndex, change: str) -> None:
+    index.apply(41, [document("a", "heron")], [])
+    assert index._session is not None
+    index._session.db.execute(change)
+    assert index.open() == 0
+    write(index, a="heron")
+    assert ids(index, "heron") == ["a"]
+
+
+def test_a_text_that_is_none_is_damage(index: RecallIndex) -> None:
+    index.apply(41, [document("a", "heron")], [])
+    assert index._session is not None
+    index._session.db.execute("UPDATE passage SET text = CAST(x'68ff' AS TEXT)")
+    with raises(Errno.ECORRUPT):
+        found(index, "heron")
+    assert index.open() == 0
+    write(index, a="heron")
+    assert ids(index, "heron") == ["a"]
+
+
+def test_numbers_that_contradict_each_other_are_damage(index: RecallIndex) -> None:
+    index.apply(41, [document("a", "heron")], [])
+    assert index._session is not None
+    index._session.db.execute("UPDATE state SET next = 1")
+    index._session.rows.reload()
+    with raises(Errno.ECORRUPT):
+        index.apply(42, [document("b", "heron", namespace=2)], [])
     assert index.open() == 0
 
 

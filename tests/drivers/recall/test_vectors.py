@@ -117,6 +117,23 @@ def test_a_vector_that_comes_late_meets_no_other_text(index: RecallIndex) -> Non
     assert index.counts == IndexCounts(1, 1, A)
 
 
+def test_a_vector_that_comes_after_a_new_beginning_meets_no_other_text(index: RecallIndex) -> None:
+    index.use_model(A)
+    write(index, a="heron", b="stork")
+    late = {each.number: vectors("heron", index) for each in index.waiting(9, 999, set())}
+    index.clear()
+    index.use_model(A)
+    failpoints.arm("index.commit.before=eio@1")
+    with raises(Errno.EIO):
+        write(index, c="falcon", d="kestrel")
+    write(index, c="falcon", d="kestrel")
+    index.keep(late)
+    assert index.counts.waiting == 2
+    index.close()
+    index.open()
+    assert index.counts.waiting == 2
+
+
 def test_a_new_name_or_mode_keeps_the_vector_and_a_new_text_does_not(index: RecallIndex) -> None:
     write(index, a="heron")
     keep_all(index)
