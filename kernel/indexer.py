@@ -12,7 +12,7 @@ tried again instead, for the stamp would never come back to it. Kernel thread on
 works on its own thread.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from itertools import islice
 from typing import Any, Final, TypeVar
 
@@ -20,6 +20,7 @@ import structlog
 
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.index import IndexDocument, IndexFacets
+from libmem.abi.structs import EventKind
 from memosd.kernel.pager import Pager
 from memosd.kernel.pagetable import Cube
 from memosd.kernel.parts import Parts
@@ -153,7 +154,8 @@ class Indexer:
             return
         touched = dict.fromkeys(row.id for _, row in events if row.id)
         last = events[-1][0]
-        await self._apply(self.indexed_seq, last, list(touched))
+        pruned = {row.id for _, row in events if row.kind is EventKind.PRUNE}
+        await self._apply(self.indexed_seq, last, list(touched), pruned)
         self._advance(last)
 
     async def _rebuild_step(self, start: bytes) -> None:
@@ -170,15 +172,21 @@ class Indexer:
         await self._apply(0, 0, ids)
         self._rebuild_from = ids[-1] + b"\0"
 
-    async def _apply(self, before: int, after: int, ids: list[bytes]) -> None:
-        """Bring these cubes up to date; the stamp goes from `before` to `after` with the last."""
+    async def _apply(
+        self, before: int, after: int, ids: list[bytes], pruned: Collection[bytes] = ()
+    ) -> None:
+        """Bring these cubes up to date; the stamp goes from `before` to `after` with the last.
+
+        `pruned`: those that lost an older version, which leaves the index's files too.
+        """
         documents: list[IndexDocument] = []
         removed: list[bytes] = []
         characters = 0
         for cube_id in ids:
             document = await self._document(cube_id)
-            if document is None:
+            if document is None or cube_id in pruned:
                 removed.append(cube_id)
+            if document is None:
                 continue
             documents.append(document)
             characters += len(document.text)

@@ -327,7 +327,10 @@ class Index(Protocol):
     def apply(
         self, stamp: int, documents: Sequence[IndexDocument], removed: Iterable[bytes]
     ) -> None:
-        """Removals first, then documents, then the stamp, in one transaction."""
+        """Removals first, then documents, then the stamp, in one transaction.
+
+        A document that is among the removals stays; of an older text of it nothing does.
+        """
         ...
 
     def plan(self, question: IndexQuestion) -> IndexPlan:

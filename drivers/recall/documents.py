@@ -76,7 +76,7 @@ class Changes(NamedTuple):
     carried: list[int]
     """Of their passages, those that an older version of the cube had too: with its vectors."""
     was_removed: bool
-    """Something that was to be removed was there."""
+    """Something that was to be removed was there, or may have been in the log."""
 
 
 _Vectors = dict[str, tuple[int, bytes, bytes | None]]
@@ -146,9 +146,10 @@ class DocumentRows:
     def replace(self, documents: Sequence[IndexDocument], removed: Iterable[bytes]) -> Changes:
         """Take out the removed cubes, keep the documents in place of what is known of theirs."""
         latest = {document.id: _cleaned(document) for document in documents}
-        leavers = [cube for cube in dict.fromkeys(removed) if cube not in latest]
+        leaving = dict.fromkeys(removed)
+        leavers = [cube for cube in leaving if cube not in latest]
         gone = [row for cube in leavers if (row := self._find(cube))]
-        was_removed = bool(gone)
+        was_removed = bool(gone) or len(leavers) < len(leaving)
         moving: list[_Row] = []
         altered: list[Entry] = []
         coming: list[tuple[IndexDocument, list[str]]] = []

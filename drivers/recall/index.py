@@ -96,8 +96,6 @@ class RecallIndex:
         self._numbers_from = 0
         """Where a file that takes the place of a discarded one begins to count: somebody may still
         hold numbers of that one's passages."""
-        self._holds_old_text = False
-        """The log may have what a newer version took the place of."""
         self.counts = IndexCounts()
 
     def open(self) -> int:
@@ -117,6 +115,7 @@ class RecallIndex:
     ) -> None:
         """Removals first, then documents, then the stamp, in one transaction.
 
+        A document that is among the removals stays; of an older text of it nothing does.
         Safe to repeat. A removal waits for the disk: its bytes leave the file before this returns.
         """
         session = self._opened()
@@ -127,10 +126,7 @@ class RecallIndex:
                 failpoints.hit("index.commit.before")
             self._follow(session, session.catalogue.follow, changes)
             failpoints.hit("index.commit.after")
-            self._holds_old_text |= bool(changes.gone)
-            # A cube whose text stays may have lost an older version, whose text goes with it.
-            is_old_due = self._holds_old_text and bool(changes.altered)
-            self._bound_log(session, is_due=changes.was_removed or is_old_due)
+            self._bound_log(session, is_due=changes.was_removed)
 
     def use_model(self, model: str) -> None:
         """Vectors of any other model are not compared from now on, and wait to be replaced."""
@@ -227,7 +223,6 @@ class RecallIndex:
             if self._numbers_from:
                 db.execute("UPDATE state SET next = max(next, ?)", (self._numbers_from,))
             empty_log(db, fd, self._path)  # where a crash came between a removal and this
-            self._holds_old_text = False
             rows, vectors = DocumentRows(db), VectorRows(db)
             catalogue = Catalogue(rows, vectors)
             search = Search(db, rows, vectors, catalogue)
@@ -247,7 +242,6 @@ class RecallIndex:
     def _bound_log(self, session: _Session, *, is_due: bool) -> None:
         if is_due or log_bytes(self._path) > _LOG_BYTES:
             empty_log(session.db, session.fd, self._path)
-            self._holds_old_text = False
 
     def _let_go(self) -> None:
         session, self._session = self._session, None

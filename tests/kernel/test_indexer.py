@@ -1,9 +1,12 @@
 """The indexer: follows the log, never behind a search, never finds what is gone."""
 
+from collections.abc import Iterable, Sequence
+
 import pytest
 
 from libmem.abi import calls as c
 from libmem.abi.errors import Errno, MemError
+from libmem.abi.index import IndexDocument
 from libmem.abi.structs import CubeType, Descriptive, Governance
 from tests.kernel.conftest import MakeWorld
 from tests.kernel.fakes import SECOND_NS
@@ -57,6 +60,25 @@ def test_an_unlinked_text_is_found_by_none(world: World, user: Client) -> None:
     assert found(user, "apple") == []
     world.crash()
     assert found(world.client(), "apple") == []
+
+
+def test_the_index_hears_of_a_version_that_goes(
+    world: World, user: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stat = user.write("/n/a", b"apple")
+    user.write("/n/a", b"pear")
+    assert found(user, "pear") == ["/n/a"]
+    heard: list[bytes] = []
+    apply = world.index.apply
+
+    def listen(stamp: int, documents: Sequence[IndexDocument], removed: Iterable[bytes]) -> None:
+        heard.extend(removed)
+        apply(stamp, documents, removed)
+
+    monkeypatch.setattr(world.index, "apply", listen)
+    user.call(c.UnlinkCube(name="/n/a@v1"))
+    assert found(user, "pear") == ["/n/a"]
+    assert heard == [stat.id]
 
 
 def test_only_the_current_version_is_found(user: Client) -> None:

@@ -93,10 +93,11 @@ def test_an_older_text_goes_with_its_cube(index: RecallIndex, path: Path) -> Non
 def test_an_older_text_goes_with_its_version(index: RecallIndex, path: Path) -> None:
     words = secrets(60)
     fill(index, words)
-    latest = document("7", "another text", version=2)
-    index.apply(1000, [latest], [])
-    index.apply(1001, [latest], [])  # the kernel says that something of it is gone
+    for stamp, number in enumerate([7, 8], 1000):
+        index.apply(stamp, [document(f"{number}", "another text", version=2)], [])
+    index.apply(1002, [document("7", "another text", version=2)], [b"7"])
     assert traces(path, [words[7]]) == []
+    assert "7" in ids(index, "another")
 
 
 def test_the_last_cube_of_a_namespace_leaves_no_trace(index: RecallIndex, path: Path) -> None:
