@@ -62,9 +62,10 @@ class Catalogue:
     def keep(self, vectors: Mapping[int, Quantized]) -> None:
         """Vectors of passages, which the file has."""
         dimensions = self._vectors.model.dimensions
-        for columns, numbers in self._there(vectors):
-            if columns.steps.shape[1] != dimensions:
+        for columns in self.spaces.values():
+            if columns.steps.shape[1] != dimensions:  # the first of a model say how many
                 columns.use_dimensions(dimensions)
+        for columns, numbers in self._there(vectors):
             rows, _ = columns.rows_of(numbers)
             kept = [vectors[number] for number in numbers]
             scale = np.array([each.scale[0] for each in kept], np.float32)

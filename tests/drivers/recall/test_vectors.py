@@ -217,6 +217,16 @@ def test_namespaces_have_their_turns_and_the_newest_goes_first(index: RecallInde
     assert [each.text for each in index.waiting(3, ANY, in_hand)] == ["22", "11", "21"]
 
 
+def test_the_first_vectors_of_a_model_disturb_no_other_namespace(index: RecallIndex) -> None:
+    texts = [document("a", "heron"), document("b", "heron", namespace=2)]
+    index.apply(1, texts, [])
+    index.use_model(A)
+    first = index.waiting(1, ANY, set())
+    index.keep({each.number: vectors(each.text, index) for each in first})
+    question = IndexQuestion("heron", {1: "", 2: ""}, 9)
+    assert len(ask(index, question, vectors("heron", index))) == 2
+
+
 def test_so_many_characters_are_handed_out(index: RecallIndex) -> None:
     write(index, a="a" * 100, b="b" * 100, c="c" * 100)
     assert len(index.waiting(10, 250, set())) == 2
