@@ -95,10 +95,13 @@ class Embedding:
         """Why a search may have no vector, for people; empty when all is well."""
         return self._jobs.problem
 
-    def of_query(self, text: str, namespace: int) -> QueryVector:
-        """Ask for the vector of a query. Errors: EAGAIN, EOPNOTSUPP (there is no embedder)."""
+    def of_query(self, text: str, uid: int) -> QueryVector:
+        """Ask for the vector of a user's query, on that user's account.
+
+        Errors: EAGAIN, EOPNOTSUPP (there is no embedder).
+        """
         request = EmbedRequest(texts=(text,), has_pieces=False)
-        return QueryVector(self._jobs.submit(JobClass.QUERY, namespace, request))
+        return QueryVector(self._jobs.submit(JobClass.QUERY, uid, request))
 
     async def use(self, model: str) -> None:
         """A worker made a vector of this model; where the index has others', they are made anew."""

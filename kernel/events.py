@@ -93,10 +93,12 @@ class Events:
             timer.cancel()
             self._sleepers.discard(sleeper)
             session.on_end.discard(sleeper.end)
+            session.watches -= 1
 
     def _sleep(self, session: Session, timeout_ms: int) -> _Sleeper:
-        if len(session.on_end) >= self._watches_per_session:
-            raise MemError(Errno.EMFILE, f"the session waits in {len(session.on_end)} watches")
+        if session.watches >= self._watches_per_session:
+            raise MemError(Errno.EMFILE, f"the session waits in {session.watches} watches")
+        session.watches += 1
         sleeper = _Sleeper()
         self._sleepers.add(sleeper)
         session.on_end.add(sleeper.end)

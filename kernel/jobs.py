@@ -1,10 +1,11 @@
 """Jobs: what the kernel has worker processes do, and who does what next.
 
 `submit` queues a job; a worker asks for one (`take`) and returns what became of it (`finish`).
-Classes go in the order of `JobClass`, namespaces of one class in turn. A job is handed out at most
-twice: when its worker dies it goes back to the front once, and fails the second time. Invariant: a
-job is done, or in exactly one of a queue and `_running`; one that is done may still be in
-`_running`, where its worker has not returned yet. Kernel thread only; nothing here loads a model.
+Classes go in the order of `JobClass`, accounts of one class in turn: users with their queries,
+namespaces with what they store. A job is handed out at most twice: when its worker dies it goes
+back to the front once, and fails the second time. Invariant: a job is done, or in exactly one of a
+queue and `_running`; one that is done may still be in `_running`, where its worker has not returned
+yet. Kernel thread only; nothing here loads a model.
 """
 
 import itertools
@@ -29,8 +30,8 @@ __all__ = ["Job", "Jobs"]
 
 _WAITING_MAX: Final = 1024
 """Jobs of one class that wait, ..."""
-_WAITING_OF_NAMESPACE_MAX: Final = 256
-"""... and those of one namespace, so that none takes all the room."""
+_WAITING_OF_ACCOUNT_MAX: Final = 256
+"""... and those of one account, so that none takes all the room."""
 _HAND_OUTS_MAX: Final = 2
 _MESSAGE_MAX: Final = 1000
 
@@ -38,13 +39,13 @@ _MESSAGE_MAX: Final = 1000
 class Job:
     """One request. Await `done` for the result's body; `cancel` when nobody does any more."""
 
-    __slots__ = ("body", "deadline", "done", "hand_outs", "id", "is_waiting", "job_class", "limit",
-                 "namespace", "pid")  # fmt: skip
+    __slots__ = ("account", "body", "deadline", "done", "hand_outs", "id", "is_waiting",
+                 "job_class", "limit", "pid")  # fmt: skip
 
-    def __init__(self, number: int, job_class: JobClass, namespace: int, body: bytes) -> None:
+    def __init__(self, number: int, job_class: JobClass, account: int, body: bytes) -> None:
         self.id = number
         self.job_class = job_class
-        self.namespace = namespace
+        self.account = account
         self.body = body
         self.done: Completion[bytes] = Completion()
         """Fails with ETIMEDOUT (its deadline passed), ECANCELED, ESHUTDOWN, EIO (its worker died
@@ -74,49 +75,49 @@ class Job:
 
 
 class _Queue:
-    """Jobs of one class that wait: namespaces in turn, the jobs of each in their order."""
+    """Jobs of one class that wait: accounts in turn, the jobs of each in their order."""
 
     def __init__(self) -> None:
         self._turns: OrderedDict[int, deque[Job]] = OrderedDict()
         """Without namespaces that have none."""
         self._count = 0
 
-    def check_room(self, namespace: int) -> None:
+    def check_room(self, account: int) -> None:
         """Errors: EAGAIN."""
-        of_namespace = len(self._turns.get(namespace, ()))
-        if self._count >= _WAITING_MAX or of_namespace >= _WAITING_OF_NAMESPACE_MAX:
-            raise MemError(Errno.EAGAIN, f"{self._count} jobs wait for a worker already")
+        of_account = len(self._turns.get(account, ()))
+        if self._count >= _WAITING_MAX or of_account >= _WAITING_OF_ACCOUNT_MAX:
+            raise MemError(Errno.EAGAIN, "too many jobs wait for a worker already")
 
     def put(self, job: Job) -> None:
         job.is_waiting = True
-        self._turns.setdefault(job.namespace, deque()).append(job)
+        self._turns.setdefault(job.account, deque()).append(job)
         self._count += 1
 
     def put_back(self, job: Job) -> None:
         """Before all others."""
         job.is_waiting = True
-        self._turns.setdefault(job.namespace, deque()).appendleft(job)
-        self._turns.move_to_end(job.namespace, last=False)
+        self._turns.setdefault(job.account, deque()).appendleft(job)
+        self._turns.move_to_end(job.account, last=False)
         self._count += 1
 
     def pop(self) -> Job | None:
         if not self._turns:
             return None
-        namespace, jobs = self._turns.popitem(last=False)
+        account, jobs = self._turns.popitem(last=False)
         self._count -= 1
         job = jobs.popleft()
         job.is_waiting = False
         if jobs:
-            self._turns[namespace] = jobs
+            self._turns[account] = jobs
         return job
 
     def remove(self, job: Job) -> None:
-        jobs = self._turns[job.namespace]
+        jobs = self._turns[job.account]
         jobs.remove(job)
         job.is_waiting = False
         self._count -= 1
         if not jobs:
-            del self._turns[job.namespace]
+            del self._turns[job.account]
 
     def __len__(self) -> int:
         return self._count
@@ -173,9 +174,9 @@ class Jobs:
             self.crew.call_up()
 
     def submit(
-        self, job_class: JobClass, namespace: int, request: Value, deadline_ns: int = 0
+        self, job_class: JobClass, account: int, request: Value, deadline_ns: int = 0
     ) -> Job:
-        """Queue a job. `namespace`: on whose account; who has had less goes first.
+        """Queue a job. `account`: of a user or a namespace; who has had less goes first.
 
         Units:  deadline_ns on the monotonic clock, ETIMEDOUT from then on; 0: never.
         Errors: EAGAIN (too many wait), EOPNOTSUPP (`problem`), ESHUTDOWN.
@@ -185,8 +186,8 @@ class Jobs:
         if problem := self.problem:
             raise MemError(Errno.EOPNOTSUPP, problem)
         queue = self._queues[job_class]
-        queue.check_room(namespace)
-        job = Job(next(self._numbers), job_class, namespace, encode(request))
+        queue.check_room(account)
+        job = Job(next(self._numbers), job_class, account, encode(request))
         # Before anybody can wait for it: who hears that it is done finds it in no queue.
         job.done.on_done(partial(self._forget, job))
         queue.put(job)

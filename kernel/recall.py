@@ -29,6 +29,7 @@ from memosd.kernel.embedding import Embedding, QueryVector
 from memosd.kernel.indexer import Indexer
 from memosd.kernel.parts import Parts
 from memosd.kernel.ports import IndexPlan
+from memosd.kernel.session import Session
 
 __all__ = ["Recall", "spaces_under"]
 
@@ -53,8 +54,9 @@ class Recall:
         self._indexer = indexer
         self._embedding = embedding
 
-    async def search(self, who: Identity, request: Search) -> SearchReply:
+    async def search(self, session: Session, request: Search) -> SearchReply:
         """Errors: as its row says."""
+        who = session.identity
         under = parse_subtree(request.under)
         _check(request)
         question = self._question(who, request, under)
@@ -62,7 +64,7 @@ class Recall:
             return SearchReply(hits=())
         await self._indexer.catch_up()
         plan = await self._indexer.ask(self._indexer.index.plan, question)
-        vector, notice = await self._match(request, question, plan)
+        vector, notice = await self._match(session, request, question, plan)
         found = await self._indexer.ask(self._indexer.index.rank, plan, vector)
         hits = list(islice(self._visible(who, found), request.k))
         while len(hits) < request.k and len(found) >= question.limit < _CANDIDATES_MAX:
@@ -106,10 +108,12 @@ class Recall:
     # -- the query's vector --------------------------------------------------------------------
 
     async def _match(
-        self, request: Search, question: IndexQuestion, plan: IndexPlan
+        self, session: Session, request: Search, question: IndexQuestion, plan: IndexPlan
     ) -> tuple[IndexVectors | None, str]:
         """Find by words while a worker makes the vector; what it made, else why not."""
-        coming, notice = self._ask_for_vector(request, question, plan.understood.text)
+        coming, notice = self._ask_for_vector(session.identity.uid, request, plan.understood.text)
+        if coming is not None:
+            session.on_end.add(coming.cancel)  # lest the searches of the dead fill the queue
         begun_ns = self._parts.clock.monotonic_ns()
         try:
             await self._indexer.ask(self._indexer.index.match, plan)
@@ -119,6 +123,7 @@ class Recall:
             is_there = await coming.is_there_within(self._parts.timers, max(0, left_ns))
         finally:
             if coming is not None:
+                session.on_end.discard(coming.cancel)
                 coming.cancel()
         try:
             if not is_there:
@@ -131,7 +136,7 @@ class Recall:
             return None, self._without(request, error)
 
     def _ask_for_vector(
-        self, request: Search, question: IndexQuestion, text: str
+        self, uid: int, request: Search, text: str
     ) -> tuple[QueryVector | None, str]:
         """The vector on its way, or why there will be none."""
         is_words_only = self._parts.parameters.is_words_only
@@ -140,7 +145,7 @@ class Recall:
         if request.mode is SearchMode.WORDS or not text.strip():
             return None, ""
         try:
-            return self._embedding.of_query(text, next(iter(question.spaces))), ""
+            return self._embedding.of_query(text, uid), ""
         except MemError as error:
             return None, self._without(request, error)
 

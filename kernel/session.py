@@ -43,6 +43,7 @@ class Session:
         "program",
         "since_ns",
         "token",
+        "watches",
     )
 
     def __init__(self, number: int, identity: Identity, program: str, since_ns: int) -> None:
@@ -60,6 +61,8 @@ class Session:
         """Close its connection on the fd road, if that is still there."""
         self.in_flight = 0
         """Calls of its that wait for something."""
+        self.watches = 0
+        """Those of them that wait for events."""
 
     def take(self, number: int, kind: str) -> Handle:
         """Remove and return a handle; the caller releases it. Errors: EBADF."""

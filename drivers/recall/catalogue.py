@@ -44,7 +44,9 @@ class Catalogue:
         self._append(changes.came)
         if changes.carried:
             self._read_vectors(changes.carried)
-        for namespace in {each.namespace for each in (*changes.gone, *changes.altered)}:
+        changed = {span.namespace for span in changes.gone}
+        changed |= {entry.namespace for entry in changes.altered}
+        for namespace in changed:
             self._renew(namespace)
 
     def load_vectors(self) -> None:

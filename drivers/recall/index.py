@@ -83,8 +83,8 @@ class RecallIndex:
     """How cubes' texts are found. `path` is its file; nothing happens before `open`.
 
     Errors of every call: ENOSPC, ENOMEM, EIO, and ECORRUPT when the file turns out to be damaged or
-    is not open, which every call repeats until `open` has mended that. After a failed `apply` the stamp that
-    `open` returns tells whether it happened; it never happened in part.
+    is not open, which every call repeats until `open` has mended that. After a failed `apply` the
+    stamp that `open` returns tells whether it happened; it never happened in part.
     """
 
     name = "recall"

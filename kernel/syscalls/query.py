@@ -21,7 +21,7 @@ __all__ = ["sys_find_prefix", "sys_fsck", "sys_search", "sys_watch"]
 
 
 def sys_search(context: Context, request: c.Search) -> Coroutine[Any, None, c.SearchReply]:
-    return context.kernel.recall.search(context.who, request)
+    return context.kernel.recall.search(context.session, request)
 
 
 def sys_find_prefix(context: Context, request: c.FindPrefix) -> c.PrefixReply:

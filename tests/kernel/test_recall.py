@@ -101,6 +101,38 @@ def test_words_decide_when_the_vector_is_late(world: World, user: Client) -> Non
     assert worker_of(world).call(c.TakeJob(QUERY)).id == 0
 
 
+def test_a_query_leaves_with_its_client(world: World, user: Client) -> None:
+    user.start(c.Search(query="apple", wait_ms=60_000))
+    world.settle()
+    user.die()
+    assert worker_of(world).call(c.TakeJob(QUERY)).id == 0
+
+
+def test_searches_that_wait_are_no_watches(world: World, user: Client) -> None:
+    for _ in range(20):
+        user.start(c.Search(query="apple", wait_ms=60_000))
+    world.settle()
+    watch = user.start(c.Watch(under="/", timeout_ms=1000))
+    world.settle()
+    assert not watch.is_answered
+
+
+def test_one_users_queries_leave_room_for_anothers(world: World, user: Client) -> None:
+    sessions = [world.client() for _ in range(5)]
+    crowd = [
+        each.start(c.Search(query="apple", under="/n", wait_ms=60_000))
+        for each in sessions
+        for _ in range(60)
+    ]
+    world.settle()
+    assert "too many jobs wait" in next(each for each in crowd if each.is_answered).result().notice
+    other = world.client(2000)
+    other.make("/o")
+    search = other.start(c.Search(query="apple", wait_ms=60_000))
+    world.settle()
+    assert not search.is_answered
+
+
 def test_words_decide_when_there_is_none(world: World, user: Client) -> None:
     search = user.start(c.Search(query="apple"))
     world.settle()
