@@ -134,6 +134,29 @@ def test_a_vector_that_comes_after_a_new_beginning_meets_no_other_text(index: Re
     assert index.counts.waiting == 2
 
 
+@pytest.mark.parametrize("is_closed", [False, True])
+def test_a_vector_that_comes_late_meets_no_text_of_a_new_file(
+    index: RecallIndex, path: Path, is_closed: bool
+) -> None:
+    """Its job outlived the file, and so did a search: a new one's numbers are none of the old."""
+    write(index, old="heron")
+    index.use_model(A)
+    late = {number: vectors(text, index) for text, number in numbers(index).items()}
+    plan = index.plan(IndexQuestion("heron", {1: ""}, 10))
+    index.match(plan)
+    if is_closed:
+        index.close()
+        path.unlink()
+        index.open()
+    else:
+        index.clear()
+    write(index, new="stork")
+    index.use_model(A)
+    index.keep(late)
+    assert numbers(index).keys() == {"stork"}
+    assert index.rank(plan, None) == []
+
+
 def test_a_new_name_or_mode_keeps_the_vector_and_a_new_text_does_not(index: RecallIndex) -> None:
     write(index, a="heron")
     keep_all(index)
