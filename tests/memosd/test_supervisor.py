@@ -90,6 +90,7 @@ def test_a_pid_is_nobody_elses_until_its_end_is_told(
     os.kill(pid, 0)
     supervisor.kill(pid)
     supervisor.end(pid)
+    assert os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT) is not None, "to signal it reaps it"
     loop.turn()
     supervisor.kill(pid)  # it may be somebody else by now: nothing happens
 
