@@ -7,8 +7,7 @@ halved until the text that does it stands alone; that one is found by its words 
 boot. Kernel thread only.
 """
 
-from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -107,7 +106,7 @@ class Embedding:
         """A worker made a vector of this model; where the index has others', they are made anew."""
         index = self._indexer.index
         if model != index.counts.model:
-            await self._ask(index.use_model, model)
+            await self._indexer.ask(index.use_model, model)
             self._refused.clear()  # what one model cannot take another may
             self.kick()
 
@@ -130,9 +129,11 @@ class Embedding:
                 self.kick()
                 await self._embed(batch)
                 self._problem = self._refusals()
-        except MemError as error:
+        except Exception as error:
             self._problem = f"no vectors are made: {error}"
             self._retry()
+            if not isinstance(error, MemError):
+                raise
 
     def _retry(self) -> None:
         if not self._is_retrying:
@@ -183,17 +184,11 @@ class Embedding:
             raise MemError(Errno.EAGAIN, error.message) from None
 
     async def _keep(self, batch: list[IndexPassage], vectors: list[IndexVectors]) -> None:
-        await self.use(vectors[0].model)
+        """Errors: EINVAL (they are no vectors), EAGAIN (all else: no text is to blame for it)."""
         kept = {passage.number: rows for passage, rows in zip(batch, vectors, strict=True)}
-        await self._ask(self._indexer.index.keep, kept)
-
-    async def _ask(self, work: Callable[..., None], *args: Any) -> None:
-        """A change of the index.
-
-        Errors: EINVAL (these are no vectors); EAGAIN, whatever else: no text is to blame for it.
-        """
         try:
-            await self._indexer.ask(work, *args)
+            await self.use(vectors[0].model)
+            await self._indexer.ask(self._indexer.index.keep, kept)
         except MemError as error:
             if error.errno is Errno.EINVAL:
                 raise

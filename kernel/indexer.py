@@ -45,6 +45,11 @@ _START_NS: Final = 20_000_000
 _RETRY_NS: Final = 1_000_000_000
 _LOST: Final = (Errno.ECORRUPT, Errno.ENOENT)
 """A text that cannot be read so is not there to be found, now or later."""
+_REOPENED: Final = {
+    Errno.ECORRUPT: "the index is damaged and will be rebuilt",
+    Errno.ESTALE: "the index lost its place and will be opened again",
+}
+"""What an index cannot recover from by itself."""
 
 
 class Indexer:
@@ -289,16 +294,17 @@ class Indexer:
     async def ask(self, work: Callable[..., T], *args: Any) -> T:
         """A call of the index that changes nothing that its stamp stands for.
 
-        Errors: EAGAIN when it turns out to be damaged or closed by an error, and the call's own.
+        Errors: EAGAIN when it turns out to be damaged (it will be rebuilt) or closed (it will be
+        opened), and the call's own.
         """
         try:
             return await self._io.run(work, *args)
         except MemError as error:
-            if error.errno is not Errno.ECORRUPT:
+            if error.errno not in _REOPENED:
                 raise
-            self._is_open = False  # opening it again discards what is damaged: all is indexed anew
+            self._is_open = False  # opening a damaged one discards it, and all is indexed anew
             self.kick()
-            raise MemError(Errno.EAGAIN, "the index is damaged and will be rebuilt") from None
+            raise MemError(Errno.EAGAIN, _REOPENED[error.errno]) from None
 
     async def close(self) -> None:
         await self._io.run(self.index.close)

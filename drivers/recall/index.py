@@ -82,9 +82,10 @@ class _Session(NamedTuple):
 class RecallIndex:
     """How cubes' texts are found. `path` is its file; nothing happens before `open`.
 
-    Errors of every call: ENOSPC, ENOMEM, EIO, and ECORRUPT when the file turns out to be damaged or
-    is not open, which every call repeats until `open` has mended that. After a failed `apply` the
-    stamp that `open` returns tells whether it happened; it never happened in part.
+    Errors of every call: ENOSPC, ENOMEM, EIO, and ECORRUPT when the file turns out to be damaged,
+    which every call repeats until `open` has discarded it; ESTALE where it is not open, as after a
+    commit that memory could not follow. After a failed `apply` the stamp that
+    `open` returns tells whether it happened; it never happened in part.
     """
 
     name = "recall"
@@ -205,7 +206,7 @@ class RecallIndex:
         if self._is_damaged:
             raise MemError(Errno.ECORRUPT, "the recall index is damaged; open it to begin anew")
         if self._session is None:
-            raise MemError(Errno.ECORRUPT, "the recall index is not open")
+            raise MemError(Errno.ESTALE, "the recall index is not open")
         return self._session
 
     def _attach(self) -> int:

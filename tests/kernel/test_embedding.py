@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import pytest
@@ -197,6 +198,32 @@ def test_a_damaged_index_is_asked_again(world: World) -> None:
     assert world.jobs.sent == []
     world.index.failure = None
     world.write(["one"])
+    world.pass_time(SECOND_NS)
+    world.answer_all()
+    assert world.index.counts == (1, 0, MODEL)
+
+
+@pytest.mark.parametrize("errno", [Errno.ENOSPC, Errno.EIO])
+def test_no_text_is_to_blame_for_an_index_that_keeps_nothing(world: World, errno: Errno) -> None:
+    world.write(["one", "two"])
+    world.index.failure = MemError(errno, "the disk")
+    world.jobs.take().answer()
+    assert world.jobs.sent == []
+    assert "the disk" in world.embedding.stat().problem
+    world.index.failure = None
+    world.pass_time(SECOND_NS)
+    world.answer_all()
+    assert world.index.counts == (2, 0, MODEL)
+    assert world.embedding.stat().problem == ""
+
+
+def test_what_nobody_expected_is_tried_again(world: World, surprises: list[Any]) -> None:
+    world.write(["one"])
+    world.index.failure = MemoryError()  # type: ignore[assignment]
+    world.jobs.take().answer()
+    assert len(surprises) == 1
+    surprises.clear()
+    world.index.failure = None
     world.pass_time(SECOND_NS)
     world.answer_all()
     assert world.index.counts == (1, 0, MODEL)

@@ -76,6 +76,19 @@ def test_an_index_found_damaged_while_it_follows_is_opened_again(
     assert sorted(found(user, "apple")) == ["/n/a", "/n/b"]
 
 
+def test_an_index_that_closed_itself_is_opened_again(world: World, user: Client) -> None:
+    """Keeping a vector may have done it: nothing that is written tells of it."""
+    user.write("/n/a", b"apple")
+    assert found(user, "apple") == ["/n/a"]
+    world.index.failure = MemError(Errno.ESTALE, "not open")
+    search = user.start(c.Search(query="apple"))
+    world.index_io.finish("plan")
+    search.failure(Errno.EAGAIN)
+    assert world.index_io.names() == ["open"]
+    world.index.failure = None
+    assert found(user, "apple") == ["/n/a"]
+
+
 def test_an_index_ahead_of_the_table_answers_nothing_before_it_is_rebuilt(
     world: World, user: Client
 ) -> None:

@@ -149,9 +149,9 @@ def test_a_namespace_whose_last_cube_is_gone_can_be_used_again(index: RecallInde
 
 def test_a_closed_index_says_so(index: RecallIndex) -> None:
     index.close()
-    with raises(Errno.ECORRUPT):
+    with raises(Errno.ESTALE):
         found(index, "heron", {1: ""}, 1)
-    with raises(Errno.ECORRUPT):
+    with raises(Errno.ESTALE):
         index.apply(1, [], [])
     index.close()
 
