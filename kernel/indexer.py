@@ -78,6 +78,9 @@ class Indexer:
         self._waiting: list[tuple[int, Completion[None]]] = []
         self._is_running = False
         self._is_open = False
+        self.openings = 0
+        """How often it was opened: with each the index may be another, or not complete yet."""
+        self._is_closed = False
         self._resting: Completion[None] | None = None
         self._table.ledger.on_commit.append(self.kick)
 
@@ -85,7 +88,7 @@ class Indexer:
 
     def kick(self) -> None:
         """There may be something to do."""
-        if not self._is_running:
+        if not self._is_running and not self._is_closed:
             self._is_running = True
             detach(self._run()).on_done(self._stopped)
 
@@ -141,6 +144,7 @@ class Indexer:
 
     async def _open(self) -> None:
         stamp = await self._ask(self.index.open)
+        self.openings += 1
         newest, oldest = self._log.durable_seq, self._log.oldest_seq
         if oldest - 1 <= stamp <= newest:
             self._is_open = True
@@ -307,6 +311,8 @@ class Indexer:
             raise MemError(Errno.EAGAIN, _REOPENED[error.errno]) from None
 
     async def close(self) -> None:
+        """For good: nothing opens it again."""
+        self._is_closed = True
         await self._io.run(self.index.close)
 
 

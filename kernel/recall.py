@@ -26,6 +26,7 @@ from libmem.abi.structs import Beside, Hit, SearchMode
 from memosd.kernel.access import EXECUTE, READ, Identity, allows
 from memosd.kernel.cubes import Cubes
 from memosd.kernel.embedding import Embedding, QueryVector
+from memosd.kernel.events import is_under
 from memosd.kernel.indexer import Indexer
 from memosd.kernel.parts import Parts
 from memosd.kernel.ports import IndexPlan
@@ -63,17 +64,20 @@ class Recall:
         if not question.spaces:
             return SearchReply(hits=())
         await self._indexer.catch_up()
+        openings = self._indexer.openings
         plan = await self._indexer.ask(self._indexer.index.plan, question)
         vector, notice = await self._match(session, request, question, plan)
         found = await self._indexer.ask(self._indexer.index.rank, plan, vector)
-        hits = list(islice(self._visible(who, found), request.k))
+        hits = list(islice(self._visible(who, found, under), request.k))
         while len(hits) < request.k and len(found) >= question.limit < _CANDIDATES_MAX:
             # What went since the index saw it was dropped: look further down the ranking.
             question = question._replace(limit=4 * question.limit)
             plan = await self._indexer.ask(self._indexer.index.plan, question)
             await self._indexer.ask(self._indexer.index.match, plan)
             found = await self._indexer.ask(self._indexer.index.rank, plan, vector)
-            hits = list(islice(self._visible(who, found), request.k))
+            hits = list(islice(self._visible(who, found, under), request.k))
+        if self._indexer.openings != openings:
+            raise MemError(Errno.EAGAIN, "the index was opened again under the search")
         if request.budget_tokens:
             hits = list(_within(hits, request.budget_tokens))
         return SearchReply(hits=tuple(hits), understood=plan.understood, notice=notice)
@@ -158,11 +162,11 @@ class Recall:
 
     # -- what the caller sees ------------------------------------------------------------------
 
-    def _visible(self, who: Identity, found: list[IndexHit]) -> Iterator[Hit]:
+    def _visible(self, who: Identity, found: list[IndexHit], under: str) -> Iterator[Hit]:
         rank = 0
         for candidate in found:
             row = self._cubes.readable_row(who, candidate.id)
-            if row is None:
+            if row is None or not is_under(row.name, under):
                 continue
             rank += 1
             beside = tuple(self._beside(who, candidate))

@@ -270,6 +270,39 @@ def test_what_went_since_the_index_saw_it_takes_no_place(world: World, user: Cli
     assert names(search.result()) == ["/n/a", "/n/b"]
 
 
+def test_what_left_the_subtree_since_the_index_saw_it_is_no_hit(world: World, user: Client) -> None:
+    user.write("/n/in/a", b"apple apple apple")
+    user.write("/n/in/b", b"apple")
+    query = c.Search(query="apple", under="/n/in", mode=SearchMode.WORDS)
+    assert names(user.call(query)) == ["/n/in/a", "/n/in/b"]
+    search = user.start(query)
+    world.index_io.finish("plan")
+    user.start(c.RenameCube(name="/n/in/a", new_name="/n/out"))
+    world.kernel.turn()
+    world.io.finish("commit")
+    for step in ("match", "rank"):
+        world.index_io.finish(step)
+    assert names(search.result()) == ["/n/in/b"]
+
+
+def test_a_search_through_an_index_that_is_discarded_is_no_half_answer(
+    world: World, user: Client
+) -> None:
+    query = c.Search(query="apple", mode=SearchMode.WORDS)
+    user.call(query)
+    early, late = user.start(query), user.start(query)
+    world.index_io.finish("plan")
+    world.index.failure = MemError(Errno.ECORRUPT, "malformed")
+    world.index_io.finish("plan")
+    late.failure(Errno.EAGAIN)
+    world.index.failure = None
+    world.index.stamp = 0
+    world.index.documents.clear()
+    world.settle()
+    assert early.errno() == Errno.EAGAIN or len(names(early.result())) == 2
+    assert len(names(user.call(query))) == 2
+
+
 def test_a_budget_of_tokens_takes_the_best_that_fit(world: World, user: Client) -> None:
     user.write("/n/long", b"apple " * 100)
     reply = user.call(c.Search(query="apple", mode=SearchMode.WORDS))
