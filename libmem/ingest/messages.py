@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 from libmem.abi.errors import Errno, MemError
+from libmem.abi.limits import POSITION_MAX
 
 __all__ = ["Turn", "is_conversation", "read_turns"]
 
@@ -93,6 +94,8 @@ def _turn(value: Any) -> Turn:
     if not isinstance(value, dict):
         raise MemError(Errno.EINVAL, "a message is an object with `role` and `content`")
     position = value.get("position")
+    if isinstance(position, int) and not 0 <= position <= POSITION_MAX:
+        raise MemError(Errno.EINVAL, f"a position is within 0..{POSITION_MAX}")
     return Turn(
         text=_text(value.get("content", value.get("text"))),
         producer=next((str(value[key]) for key in _PRODUCERS if value.get(key)), ""),
@@ -124,17 +127,25 @@ def _list(value: Any) -> Iterable[Any]:
 
 
 def _time_ns(value: dict[str, Any]) -> int:
-    """Errors: EINVAL (a text that is no time)."""
+    """Errors: EINVAL (a text that is no time, a time that no header holds)."""
     time = next((value[key] for key in _TIMES if value.get(key)), None)
     if isinstance(time, str):
-        try:
-            moment = datetime.fromisoformat(time)
-        except ValueError:
-            raise MemError(Errno.EINVAL, f"{time!r} is no time in ISO 8601") from None
-        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        # In whole microseconds: a float of seconds has lost some of them.
-        since = moment - datetime.fromtimestamp(0, UTC)
-        return ((since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds) * 1_000
-    if not isinstance(time, int | float):
+        time_ns = _iso_ns(time)
+    elif isinstance(time, int | float):
+        time_ns = int(time * (1_000_000 if abs(time) > _MILLISECONDS else 1_000_000_000))
+    else:
         return 0
-    return int(time * (1_000_000 if abs(time) > _MILLISECONDS else 1_000_000_000))
+    if not -(1 << 63) <= time_ns < 1 << 63:
+        raise MemError(Errno.EINVAL, f"{time!r} is not within the years 1678 to 2261")
+    return time_ns
+
+
+def _iso_ns(time: str) -> int:
+    try:
+        moment = datetime.fromisoformat(time)
+    except ValueError:
+        raise MemError(Errno.EINVAL, f"{time!r} is no time in ISO 8601") from None
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    # In whole microseconds: a float of seconds has lost some of them.
+    since = moment - datetime.fromtimestamp(0, UTC)
+    return ((since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds) * 1_000

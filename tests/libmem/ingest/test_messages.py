@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from libmem.abi.errors import MemError
+from libmem.abi.errors import Errno, MemError
 from libmem.ingest.messages import Turn, is_conversation, read_turns
 
 MESSAGES = [
@@ -91,3 +91,21 @@ def test_what_a_message_says_beside_is_kept_where_it_is_small() -> None:
     message = {"role": "user", "content": "x", "id": 7, "vector": [0.1], "big": 1 << 70, "ok": True}
     (turn,) = read_turns([message])
     assert turn.attributes == {"id": 7, "ok": True}
+
+
+@pytest.mark.parametrize(
+    "beyond",
+    [
+        {"time": "0001-01-01T00:00:00Z"},  # what some programs write where they know no time
+        {"time": "9999-12-31"},
+        {"time": 1e300},
+        {"time": -(1 << 62)},
+        {"position": -1},
+        {"position": 1 << 64},
+    ],
+    ids=repr,
+)
+def test_what_no_header_holds_is_refused(beyond: dict[str, Any]) -> None:
+    with pytest.raises(MemError) as caught:
+        list(read_turns([{"role": "user", "content": "x"} | beyond]))
+    assert caught.value.errno is Errno.EINVAL
