@@ -86,7 +86,7 @@ class Supervisor:
     def _signal(self, pid: int, number: signal.Signals) -> None:
         child = self._children.get(pid)
         if child is not None:
-            # Not Popen.send_signal: it reaps a child that has ended. A zombie takes it in silence.
+            # Popen.send_signal reaps a child that has ended; a zombie takes this in silence.
             signal.pidfd_send_signal(child.pidfd, number)
 
     def _reap(self, pid: int) -> None:

@@ -9,9 +9,9 @@
     vector     of a passage: the whole, quantized (vectors.py)
     piece      of a passage: its sentences, quantized
 
-Numbers of passages and audiences come from one counter and are never given twice, not even where
-one file takes another's place under a running daemon, so that a larger one is newer and a vector
-that comes late meets no other text.
+Numbers of passages and audiences come from one counter and are never given twice, not even by the
+file that takes this one's place under a running daemon: a larger one is newer, and a vector that
+comes late meets no other text.
 """
 
 import re

@@ -19,7 +19,7 @@ from libmem.abi.errors import Errno, MemError
 from libmem.abi.structs import SearchMode
 from memosd.tools.bench.corpus import note
 from memosd.tools.bench.daemon import Daemon, private_daemon
-from memosd.tools.bench.recall import wait_for_vectors
+from memosd.tools.bench.recall import complete_hits, wait_for_vectors
 from memosd.tools.bench.report import Report, Row, at_most, row
 from memosd.tools.bench.samples import percentile
 
@@ -111,9 +111,9 @@ def _search_rows(client: libmem.Client, plan: Plan) -> Iterator[Row]:
     times, found = [], 0
     for number, query in _queries(plan):
         before = time.perf_counter()
-        hits = client.search(query, k=10)
+        hits = complete_hits(client, query, k=10)
         times.append((time.perf_counter() - before) * 1e3)
-        found += _name(number) in {hit.name for hit in hits}
+        found += _name(number) in hits
     label = f"k = 10 among {plan.memories:,}, query's vector included"
     yield row("search_ms_p50", percentile(times, 0.5), label, at_most(50))
     yield row("search_ms_p99", percentile(times, 0.99), "the same")
