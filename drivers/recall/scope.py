@@ -31,7 +31,7 @@ class Scope(NamedTuple):
     searched: Bools
     candidates: Bools
     links: Links
-    """To readable neighbours."""
+    """To neighbours that are searched."""
 
     @property
     def context(self) -> Bools:
@@ -54,19 +54,31 @@ class _Readable(NamedTuple):
     links: Links
 
 
+class _Below(NamedTuple):
+    """What is readable in a subtree."""
+
+    readable: _Readable
+    prefix: str
+    rows: Bools
+    links: Links
+
+
 class Scopes:
-    """Makes scopes; remembers of each namespace what the last caller could read."""
+    """Makes scopes; remembers of each namespace what the last caller could read, and the last
+    subtree of it."""
 
     def __init__(self, db: apsw.Connection, rows: DocumentRows, catalogue: Catalogue) -> None:
         self._db = db
         self._rows = rows
         self._catalogue = catalogue
         self._known: dict[int, _Readable] = {}
+        self._below: dict[int, _Below] = {}
 
     def of(self, question: IndexQuestion) -> list[Scope]:
         """The namespaces in which the caller may find anything at all."""
         for namespace in self._known.keys() - self._catalogue.spaces.keys():
             del self._known[namespace]
+            self._below.pop(namespace, None)
         return list(self._scopes(question))
 
     def _scopes(self, question: IndexQuestion) -> Iterator[Scope]:
@@ -79,9 +91,11 @@ class Scopes:
         for namespace, readable in sorted(audiences.items()):
             known = self._readable(namespace, tuple(sorted(readable)))
             columns, prefix = known.columns, question.spaces[namespace]
-            searched = known.rows & self._subtree(columns, prefix) if prefix else known.rows
+            searched, links = known.rows, known.links
+            if prefix:
+                _, _, searched, links = self._readable_below(namespace, known, prefix)
             candidates = searched & passing(columns, question.filter)
-            yield Scope(columns, known.audiences, searched, candidates, known.links)
+            yield Scope(columns, known.audiences, searched, candidates, links)
 
     def _readable(self, namespace: int, audiences: tuple[int, ...]) -> _Readable:
         columns = self._catalogue.spaces[namespace]
@@ -95,6 +109,15 @@ class Scopes:
             known = _Readable(*state, rows, passages, columns.links(rows))
             self._known[namespace] = known
         return known
+
+    def _readable_below(self, namespace: int, readable: _Readable, prefix: str) -> _Below:
+        below = self._below.get(namespace)
+        if below is None or below.readable is not readable or below.prefix != prefix:
+            rows = readable.rows & self._subtree(readable.columns, prefix)
+            # What lies outside must not stand in a neighbour's place either.
+            below = _Below(readable, prefix, rows, readable.columns.links(rows))
+            self._below[namespace] = below
+        return below
 
     def _subtree(self, columns: Columns, prefix: str) -> Bools:
         """The cubes in `prefix` or a folder below, and the cube of that name."""

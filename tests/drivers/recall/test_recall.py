@@ -141,6 +141,24 @@ def test_what_stands_beside_a_hit_crosses_cubes(index: RecallIndex) -> None:
     assert hit.passage == "heron"
 
 
+def test_what_lies_outside_the_subtree_takes_no_neighbours_place(index: RecallIndex) -> None:
+    """Two people's sessions of one name: a newer turn at a place is not in the way of one's own."""
+    ours = ["Where is the heron?", "By the lake"]
+    talks = [
+        document(f"{who}{at}", text, name=f"/ns1/{who}/{at}", session="monday", position=at)
+        for who, texts in (("ann", ours), ("ben", ["Good morning", "Rain"]))
+        for at, text in enumerate(texts)
+    ]
+    index.apply(1, talks[:2], [])
+    alone = search(index, "heron", spaces={1: "/ns1/ann"}, beside=1)
+    index.apply(2, talks[2:], [])
+    assert alone["ann1"].signals["before"] == pytest.approx(0.3)
+    among = search(index, "heron", spaces={1: "/ns1/ann"}, beside=1)
+    assert among["ann1"].signals["before"] == pytest.approx(0.3)
+    for cube, hit in alone.items():
+        assert among[cube].beside == hit.beside
+
+
 def test_whom_the_query_names_is_preferred(index: RecallIndex) -> None:
     talk(index, ("Anna", "I like herons"), ("Ben", "I like herons"), session="")
     hits = search(index, "What does Anna like?")
