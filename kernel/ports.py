@@ -343,7 +343,8 @@ class Index(Protocol):
 
     def rank(self, plan: Any, vector: IndexVectors | None) -> list[IndexHit]:
         """Best first. `vector`: of `plan.understood.text`; None, or of another model than the
-        passages': words decide. `apply` may have come since `plan`."""
+        passages': words decide, and by meaning alone nothing is found. `apply` may have come since
+        `plan`."""
         ...
 
     def waiting(self, limit: int, characters: int, skip: Set[int]) -> list[IndexPassage]:

@@ -71,7 +71,7 @@ class Search:
     # -- words ---------------------------------------------------------------------------------
 
     def match(self, plan: Plan) -> None:
-        """Keep in the plan what its words find; a search by meaning may not need it."""
+        """Keep in the plan what its words find; a search by meaning needs none of it."""
         if plan.question.mode is not SearchMode.MEANING:
             plan.matches = self._match(plan)
 
@@ -99,8 +99,8 @@ class Search:
 
     def _worths(self, plan: Plan, query: Quantized | None) -> list[Worth]:
         mode = plan.question.mode
-        if mode is SearchMode.MEANING and query is not None:
-            return by_meaning(self._scopes.of(plan.question), query)
+        if mode is SearchMode.MEANING:  # which finds nothing that has no vector
+            return [] if query is None else by_meaning(self._scopes.of(plan.question), query)
         matches = plan.matches or self._match(plan)
         scopes = self._scopes.of(plan.question)
         if mode is not SearchMode.HYBRID:
