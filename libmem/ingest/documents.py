@@ -26,6 +26,7 @@ from libmem.ingest.pieces import (
     Ingested,
     Piece,
     Place,
+    bounded,
     clean,
     existing,
     guests,
@@ -164,7 +165,7 @@ def _distinct(pieces: list[Piece], mode: Duplicates) -> tuple[list[Piece], Inges
     if mode is Duplicates.SKIP:
         return list(firsts.values()), Ingested(skipped=count)
     distinct = [
-        piece._replace(attributes={PROVENANCE: again[text]}) if text in again else piece
+        piece._replace(attributes={PROVENANCE: bounded(again[text])}) if text in again else piece
         for text, piece in firsts.items()
     ]
     return distinct, Ingested(folded=count)

@@ -17,7 +17,7 @@ from libmem.abi.errors import Errno, MemError
 from libmem.abi.names import namespace_of
 from libmem.abi.structs import CubeType, SearchMode, Stat
 from libmem.client import Client
-from libmem.ingest.pieces import PROVENANCE, Ingested, Piece, Place, places, send
+from libmem.ingest.pieces import PROVENANCE, Ingested, Piece, Place, bounded, places, send
 
 __all__ = ["Duplicates", "fold", "is_same", "met", "normal"]
 
@@ -29,8 +29,6 @@ _SEARCHES: Final = 32
 """In one message: in a large namespace each takes some hundredths of a second."""
 _ALIKE: Final = 0.9
 _RUN_WORDS: Final = 3
-_PROVENANCE_MAX: Final = 1000
-"""Places where a text was met; what comes later is left out, for a header is bounded."""
 _READ_BYTES: Final = 64 << 10
 """What is longer than that is no duplicate of a piece."""
 
@@ -118,14 +116,14 @@ def fold(client: Client, pieces: Sequence[Piece], mode: Duplicates) -> tuple[lis
 def _entries(stat: Stat, guests: list[Piece]) -> tuple[list[Place], bool]:
     """The provenance with the guests in it, and whether it says anything new."""
     entries = {entry["name"]: entry for entry in places(stat) or ()}
-    before = dict(entries)
+    before = list(entries.values())
     for guest in guests:
         entry, known = met(guest), entries.get(guest.name)
         if known is not None:  # a file that was merely touched is no news
             entry["event_time_ns"] = known["event_time_ns"]
-        if known is not None or len(entries) < _PROVENANCE_MAX:
-            entries[guest.name] = entry
-    return list(entries.values()), entries != before
+        entries[guest.name] = entry
+    kept = bounded(entries.values())
+    return kept, kept != before
 
 
 def _noted(stat: Stat, entries: list[Place]) -> SetHeader:

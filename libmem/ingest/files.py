@@ -94,7 +94,7 @@ def listed(path: Path) -> tuple[list[Path], int]:
                 waiting += _entries(Path(entry.path))
             except MemError:
                 skipped += 1
-        elif entry.is_file():
+        elif _is_file(entry):
             files.append(Path(entry.path))
         else:  # a link to a folder may lead back here, a pipe would be waited for
             skipped += 1
@@ -108,6 +108,13 @@ def _entries(path: Path) -> list[os.DirEntry[str]]:
             return sorted(entries, key=lambda entry: entry.name, reverse=True)
     except OSError as error:
         raise translated(error, path) from None
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link to itself, above all
+        return False
 
 
 def _outcome(client: Client, under: str, source: Source, options: FileOptions) -> Outcome:

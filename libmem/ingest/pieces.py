@@ -6,6 +6,7 @@ a run that ends in the middle leaves whole pieces, and the next one completes it
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
+from itertools import islice
 from typing import Any, Final, NamedTuple, TypedDict
 
 import msgspec
@@ -13,6 +14,7 @@ import msgspec
 from libmem.abi.calls import Call, SetHeader, WriteCube
 from libmem.abi.digest import digest_of
 from libmem.abi.errors import Errno, MemError
+from libmem.abi.limits import ATTRIBUTES_MAX_BYTES
 from libmem.abi.structs import Descriptive, Governance, Stat
 from libmem.client import Client
 
@@ -21,6 +23,7 @@ __all__ = [
     "Ingested",
     "Piece",
     "Place",
+    "bounded",
     "change",
     "clean",
     "existing",
@@ -32,6 +35,9 @@ __all__ = [
 
 PROVENANCE: Final = "provenance"
 """The attribute that lists where else a text was met; pieces of the same text share a cube."""
+_PROVENANCE_MAX: Final = 1000
+_PROVENANCE_MAX_BYTES: Final = ATTRIBUTES_MAX_BYTES // 2
+"""Places beyond are left out. The rest is for whoever else has something to say of the cube."""
 
 _BATCH_CALLS: Final = 256
 _BATCH_BYTES: Final = 1 << 20
@@ -145,7 +151,7 @@ def change(piece: Piece, stat: Stat | None, rules: Governance | None) -> Call[An
     )
     attributes = dict(piece.attributes)
     if entries := [*attributes.get(PROVENANCE, ()), *guests(stat, piece.descriptive.session)]:
-        attributes[PROVENANCE] = entries
+        attributes[PROVENANCE] = bounded(entries)
     if descriptive == old and attributes == stat.attributes:
         return None
     return SetHeader(
@@ -162,6 +168,18 @@ def places(stat: Stat) -> list[Place] | None:
         return msgspec.convert(stat.attributes.get(PROVENANCE, []), list[Place])
     except msgspec.ValidationError:
         return None
+
+
+def bounded(entries: Iterable[Place]) -> list[Place]:
+    """A provenance as far as a header has room for it: its first entries."""
+    kept: list[Place] = []
+    room_bytes = _PROVENANCE_MAX_BYTES
+    for entry in islice(entries, _PROVENANCE_MAX):
+        room_bytes -= len(msgspec.msgpack.encode(entry))
+        if room_bytes < 0:
+            break
+        kept.append(entry)
+    return kept
 
 
 def guests(stat: Stat, session: str) -> list[Place]:
@@ -195,11 +213,14 @@ def _messages(
             yield [request]
             part, part_bytes = [], 0
             continue
-        if len(part) >= calls or part_bytes + size_bytes + _CALL_BYTES > _BATCH_BYTES:
+        size_bytes += _CALL_BYTES
+        if isinstance(request, WriteCube | SetHeader) and request.attributes:
+            size_bytes += len(msgspec.msgpack.encode(request.attributes))
+        if len(part) >= calls or part_bytes + size_bytes > _BATCH_BYTES:
             yield part
             part, part_bytes = [], 0
         part.append(request)
-        part_bytes += size_bytes + _CALL_BYTES
+        part_bytes += size_bytes
     if part:
         yield part
 

@@ -11,6 +11,7 @@ __all__ = ["Source", "read", "translated"]
 
 _FILE_MAX_BYTES: Final = 64 << 20
 """A text beyond this, a log or a dump, is held in memory several times while it is cut."""
+_TIME_MAX_NS: Final = (1 << 63) - 1
 
 
 class Source(NamedTuple):
@@ -44,7 +45,9 @@ def read(path: Path, name: str | None = None) -> Source:
     text = decoded(payload, str(path))
     # Bytes of a name that are no characters must not spoil the header.
     origin = os.fsencode(path.absolute()).decode("utf-8", "replace")
-    return Source(name or path.name, text, origin, status.st_mtime_ns)
+    # Some file systems keep times that none of 64 bits in nanoseconds is.
+    time_ns = status.st_mtime_ns if abs(status.st_mtime_ns) <= _TIME_MAX_NS else 0
+    return Source(name or path.name, text, origin, time_ns)
 
 
 def translated(error: OSError, path: Path) -> MemError:

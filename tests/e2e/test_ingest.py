@@ -192,7 +192,9 @@ def test_a_folder_is_read_in_order_and_what_is_no_text_passed_over(
     (tmp_path / "broken.json").write_text("{", encoding="utf-8")
     (tmp_path / ".hidden").write_text("secret", encoding="utf-8")
     (tmp_path / "b" / "loop").symlink_to(tmp_path)
+    (tmp_path / "b" / "self").symlink_to("self")
     os.mkfifo(tmp_path / "pipe")
+    os.utime(tmp_path / "latin.txt", (99_999_999_999, 99_999_999_999))
     messages = [{"role": "user", "content": "Hello there"}, {"role": "assistant", "content": "Hi"}]
     (tmp_path / "chat.json").write_text(json.dumps(messages), encoding="utf-8")
     seen: list[str] = []
@@ -200,7 +202,7 @@ def test_a_folder_is_read_in_order_and_what_is_no_text_passed_over(
         client, "/t/all", tmp_path, progress=lambda path, _outcome: seen.append(path.name)
     )
     assert seen == ["a.md", "deep.txt", "broken.json", "chat.json", "latin.txt", "picture.png"]
-    assert (done.written, done.skipped) == (7, 5)
+    assert (done.written, done.skipped) == (7, 6)
     assert texts(client, "/t/all/latin.txt") == ["Küstenvögel, größere"]
     assert texts(client, "/t/all/chat.json") == ["Hello there", "Hi"]
     again = ingest.folder(client, "/t/all", tmp_path)

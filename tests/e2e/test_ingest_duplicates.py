@@ -90,6 +90,18 @@ def test_a_document_that_repeats_itself(client: libmem.Client) -> None:
     assert PROVENANCE not in only(client).attributes
 
 
+def test_a_provenance_ends_where_a_header_is_full(client: libmem.Client) -> None:
+    source = f"# One\n\n{PARAGRAPH}\n\n" * 3000
+    done = ingest.document(client, "/t", source, name="d.md")
+    assert (done.written, done.folded) == (1, 2999)
+    before = snapshot(client)
+    for name in ("d.md", "e.md"):
+        ingest.document(client, "/t", source, name=name)
+        assert snapshot(client) == before
+    kept = only(client).attributes[PROVENANCE]
+    assert [entry["position"] for entry in kept] == list(range(1, len(kept) + 1))
+
+
 def test_what_another_document_still_says_is_handed_on(client: libmem.Client) -> None:
     for name in "abc":
         ingest.document(client, "/t", PARAGRAPH, name=name)
