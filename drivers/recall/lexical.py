@@ -22,6 +22,9 @@ __all__ = ["NO_MATCHES", "Lexical", "Matches"]
 
 _REPLAN_AFTER: Final = 5_000
 """Passages that come to or go from an audience until its common words are counted again."""
+_LOOKUPS_MAX: Final = 16_384
+"""Words times audiences that a search looks up, at some 10 us each: of a long question over very
+many audiences the words at its beginning."""
 _IDF_MIN: Final = 1e-6
 """FTS5's, for a word that half of all passages have."""
 
@@ -71,12 +74,14 @@ class Lexical:
         word by how rare it is in one table; where several are searched, each one's scores are
         brought to what the words weigh in all of them together.
         """
+        audiences = sum(len(scope.audiences) for scope, _ in where)
+        words = list(terms.values())[: max(WORDS_MAX, _LOOKUPS_MAX // max(1, audiences))]
         asked = [
             _Asked(scope.columns, audience, frequencies, passages, *restriction)
             for scope, rows in where
             if (restriction := _restriction(scope, rows))
             for audience, passages in scope.audiences.items()
-            if (frequencies := self._frequencies(terms.values(), audience))
+            if (frequencies := self._frequencies(words, audience))
         ]
         weights = _weights(asked, sum(sum(scope.audiences.values()) for scope, _ in where))
         found = [

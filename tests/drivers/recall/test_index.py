@@ -1,5 +1,7 @@
 """What the lexical index finds, where it looks and what it shows."""
 
+import pytest
+
 from libmem.abi.errors import Errno
 from libmem.abi.index import HIT_END, HIT_START
 from memosd.drivers.recall.index import RecallIndex
@@ -161,3 +163,21 @@ def test_clear_forgets_everything(index: RecallIndex) -> None:
     index.clear()
     assert ids(index, "heron") == []
     assert index.open() == 0
+
+
+def test_a_long_question_over_many_audiences_looks_up_so_many_words(
+    index: RecallIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index.apply(1, [document(f"{n}", "heron", owner=(n, n)) for n in range(600)], [])
+    looked_up: list[str] = []
+
+    def look_up(_self: object, term: str, _audience: int) -> int:
+        looked_up.append(term)
+        return 0
+
+    monkeypatch.setattr("memosd.drivers.recall.lexical.Lexical._frequency", look_up)
+    ids(index, " ".join(f"word{n}" for n in range(256)))
+    assert len(looked_up) == 600 * 32
+    looked_up.clear()
+    ids(index, " ".join(f"word{n}" for n in range(20)))
+    assert len(looked_up) == 600 * 20
