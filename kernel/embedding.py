@@ -170,6 +170,7 @@ class Embedding:
             await self._keep(batch, vectors)
         except MemError as error:
             if error.errno in _TRANSIENT:
+                self._halves.append(batch)  # as small as it is by now
                 raise
             self._part(batch, error)
         finally:

@@ -18,6 +18,7 @@ from libmem.abi.index import (
     IndexFacets,
     IndexFilter,
     IndexQuestion,
+    IndexVectors,
 )
 from libmem.abi.structs import CubeType, SearchMode
 from memosd.drivers.recall.documents import READ_BITS
@@ -70,6 +71,15 @@ filters = st.builds(
     event_to_ns=st.sampled_from([0, 15]),
     valid_at_ns=st.sampled_from([0, 3, 10, 15]),
 )
+
+
+def asked(word: str, folder: str, reader: tuple[int, int], wanted: IndexFilter) -> IndexQuestion:
+    """Of two of three namespaces, by somebody who may not read everything."""
+
+    def may_read(owner: tuple[int, int], mode: int) -> bool:
+        return owner == reader or bool(mode & 0o004)
+
+    return IndexQuestion(word, {1: folder, 3: folder}, 100, may_read=may_read, filter=wanted)
 
 
 class IndexMachine(RuleBasedStateMachine):
@@ -154,24 +164,57 @@ class IndexMachine(RuleBasedStateMachine):
         wanted=filters,
     )
     def search(self, word: str, folder: str, reader: tuple[int, int], wanted: IndexFilter) -> None:
-        where = {1: folder, 3: folder}
+        question = asked(word, folder, reader, wanted)._replace(mode=SearchMode.WORDS)
+        assert self.hits(question, None) == self.with_word(word, self.allowed(question))
 
-        def may_read(owner: tuple[int, int], mode: int) -> bool:
-            return owner == reader or bool(mode & 0o004)
+    @rule(
+        word=st.sampled_from(WORDS),
+        folder=st.sampled_from([*FOLDERS, ""]),
+        reader=st.sampled_from(OWNERS),
+        wanted=filters,
+    )
+    def search_by_meaning(
+        self, word: str, folder: str, reader: tuple[int, int], wanted: IndexFilter
+    ) -> None:
+        """Whatever ranks, all that share the word are found, and nothing else than is allowed."""
+        question = asked(word, folder, reader, wanted)
+        allowed = self.allowed(question)
+        vector = vectors(word, self.index) if self.index.counts.model else None
+        found = self.hits(question, vector)
+        assert self.with_word(word, allowed) <= found <= self.versions(allowed)
+        if vector is not None:
+            by_meaning = question._replace(mode=SearchMode.MEANING)
+            assert self.hits(by_meaning, vector) <= self.versions(allowed)
 
-        question = IndexQuestion(
-            word, where, 100, may_read=may_read, mode=SearchMode.WORDS, filter=wanted
-        )
-        hits = {(hit.id, hit.version) for hit in ask(self.index, question)}
-        assert hits == {
-            (known.id, known.version)
+    @rule()
+    def begin_anew(self) -> None:
+        self.index.clear()
+        self.model.clear()
+        self.stamp = 0
+
+    def hits(self, question: IndexQuestion, vector: IndexVectors | None) -> set[tuple[bytes, int]]:
+        return {(hit.id, hit.version) for hit in ask(self.index, question, vector)}
+
+    def allowed(self, question: IndexQuestion) -> list[IndexDocument]:
+        """What the dictionary says may be found, whatever it says."""
+        return [
+            known
             for known in self.model.values()
-            if known.namespace in where
-            and word in f"{known.text} {known.facets.producer}"
-            and is_under(known.name, folder)
-            and may_read(known.facets.owner, known.facets.mode)
-            and passes(known.facets, wanted)
-        }
+            if known.namespace in question.spaces
+            and is_under(known.name, question.spaces[known.namespace])
+            and question.may_read(known.facets.owner, known.facets.mode)
+            and passes(known.facets, question.filter)
+        ]
+
+    @staticmethod
+    def versions(documents: list[IndexDocument]) -> set[tuple[bytes, int]]:
+        return {(known.id, known.version) for known in documents}
+
+    def with_word(self, word: str, documents: list[IndexDocument]) -> set[tuple[bytes, int]]:
+        """Those of them that have the word, or whose producer's name is it."""
+        return self.versions(
+            [known for known in documents if word in f"{known.text} {known.facets.producer}"]
+        )
 
     @invariant()
     def nothing_is_left_over(self) -> None:
