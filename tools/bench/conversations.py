@@ -59,7 +59,10 @@ def read_conversations(path: Path) -> list[Conversation]:
 
 def _conversation(entry: dict[str, Any]) -> Conversation:
     said = entry["conversation"]
-    sessions = sorted(int(match[1]) for key in said if (match := _SESSION.fullmatch(key)))
+    # Some name sessions in which nothing was said.
+    sessions = sorted(
+        int(match[1]) for key in said if (match := _SESSION.fullmatch(key)) and said[key]
+    )
     turns = tuple(
         _turn(session, position, turn, said[f"session_{session}_date_time"])
         for session in sessions
@@ -83,4 +86,4 @@ def _question(question: dict[str, Any], known: set[str]) -> Question:
     category = int(question["category"])
     cited = {turn for part in question.get("evidence", ()) for turn in _SEVERAL.split(part)}
     gold = frozenset() if category == _ADVERSARIAL else frozenset(cited & known)
-    return Question(question["question"], category, gold)
+    return Question(str(question["question"]), category, gold)

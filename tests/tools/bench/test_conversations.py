@@ -14,6 +14,7 @@ TALK: dict[str, Any] = {
     "conversation": {
         "speaker_a": "Ann",
         "speaker_b": "Bob",
+        "session_3": [],
         "session_2_date_time": "11:05 am on 3 June, 2023",
         "session_2": [{"speaker": "Bob", "dia_id": "D2:1", "text": "Bye."}],
         "session_1_date_time": "1:56 pm on 8 May, 2023",
