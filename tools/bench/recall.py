@@ -56,7 +56,7 @@ _RRF_K: Final = 60
 """As in Cormack, Clarke and Büttcher, SIGIR 2009."""
 _BATCH: Final = 64
 _MANY: Final = "/many"
-_EMBED_S: Final = 1800.0
+_EMBED_S: Final = 3600.0
 _POLL_S: Final = 0.1
 
 
