@@ -97,6 +97,8 @@ class Stage:
             "XDG_RUNTIME_DIR": str(self._folder / "run"),
             "XDG_DATA_HOME": str(self._folder / "data"),
             "MEMOSD_RUNTIME_DIR": str(self.runtime_dir),
+            # torch makes a folder in /tmp now and then; here it goes with the rest.
+            "TORCHINDUCTOR_CACHE_DIR": str(self._folder / "torch"),
         }
         self._daemon: subprocess.Popen[bytes] | None = None
         self._actors: list[Actor] = []
