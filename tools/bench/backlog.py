@@ -19,6 +19,7 @@ from memosd.tools.bench.daemon import Daemon, private_daemon
 from memosd.tools.bench.recall import wait_for_vectors
 from memosd.tools.bench.report import Report, at_most, row
 from memosd.tools.bench.samples import percentile, ratios, sample
+from memosd.tools.bench.writes import write_all
 
 __all__ = ["FULL", "QUICK", "Plan", "measure"]
 
@@ -74,14 +75,11 @@ def _busy(daemon: Daemon, plan: Plan, round_number: int) -> tuple[list[float], f
         client.write("/busy/first", "a worker is started by the first text")
         wait_for_vectors(client)
         begun = time.perf_counter()
-        for first in range(0, plan.backlog, _BATCH):
-            calls = [
-                WriteCube(f"/busy/{number:06}", note(number, _NOTE_BYTES).encode())
-                for number in range(first, min(first + _BATCH, plan.backlog))
-            ]
-            for outcome in client.batch(calls):
-                if isinstance(outcome, MemError):
-                    raise outcome
+        calls = [
+            WriteCube(f"/busy/{number:06}", note(number, _NOTE_BYTES).encode())
+            for number in range(plan.backlog)
+        ]
+        write_all(client, calls, _BATCH)
         client.search("settled", mode=SearchMode.WORDS)  # the index knows of the whole backlog
         times = _write(client, f"/busy/measured{round_number}", plan.writes)
         if not client.info().recall.waiting:

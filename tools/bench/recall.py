@@ -36,6 +36,7 @@ from memosd.tools.bench.conversations import (
 from memosd.tools.bench.daemon import Daemon, private_daemon
 from memosd.tools.bench.report import Bar, Report, Row, at_least, at_most, row
 from memosd.tools.bench.samples import percentile
+from memosd.tools.bench.writes import write_all
 from memosd.tools.models.cache import find_model
 from memosd.tools.models.catalogue import MINILM
 
@@ -110,11 +111,7 @@ def measure(plan: Plan, directory: Path) -> Report:
 def write_turns(client: libmem.Client, space: str, turns: Sequence[Turn]) -> None:
     """Write turns as cubes `/space/<session>/<position>`, many at a time."""
     client.make_namespace(space)
-    for first in range(0, len(turns), _BATCH):
-        calls = [_write(space, turn) for turn in turns[first : first + _BATCH]]
-        for outcome in client.batch(calls):
-            if isinstance(outcome, MemError):
-                raise outcome
+    write_all(client, [_write(space, turn) for turn in turns], _BATCH)
 
 
 def wait_for_vectors(client: libmem.Client) -> float:

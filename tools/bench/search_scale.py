@@ -22,6 +22,7 @@ from memosd.tools.bench.daemon import Daemon, private_daemon
 from memosd.tools.bench.recall import complete_hits, wait_for_vectors
 from memosd.tools.bench.report import Report, Row, at_most, row
 from memosd.tools.bench.samples import percentile
+from memosd.tools.bench.writes import write_all
 
 __all__ = ["FULL", "QUICK", "Plan", "measure"]
 
@@ -74,14 +75,11 @@ def measure(plan: Plan, directory: Path) -> Report:
 def _write(daemon: Daemon, memories: int) -> None:
     with daemon.connect(timeout_s=_SETTLE_S) as client:
         client.make_namespace(_NAMESPACE)
-        for first in range(0, memories, _BATCH):
-            calls = [
-                WriteCube(_name(number), note(number, _NOTE_BYTES).encode())
-                for number in range(first, min(first + _BATCH, memories))
-            ]
-            for outcome in client.batch(calls):
-                if isinstance(outcome, MemError):
-                    raise outcome
+        calls = [
+            WriteCube(_name(number), note(number, _NOTE_BYTES).encode())
+            for number in range(memories)
+        ]
+        write_all(client, calls, _BATCH)
 
 
 def _name(number: int) -> str:
