@@ -297,6 +297,7 @@ def _make_parts(parameters: Parameters, outside: Outside) -> Parts:
     ledger.linger = lambda call: timers.after(_LINGER_NS, call)
     table = PageTable(ledger, outside.store, outside.clock)
     account = RamAccount(parameters.ram_budget_bytes, parameters.ram_frames)
+    policy = make_policy(parameters.policy, lambda: outside.clock.monotonic_ns() / 1e9)
     return Parts(
         parameters=parameters,
         clock=outside.clock,
@@ -309,6 +310,6 @@ def _make_parts(parameters: Parameters, outside: Outside) -> Parts:
         pages=PageFiles(table, (outside.ram, outside.disk), outside.io, outside.drivers),
         prefixes=Prefixes(ledger, outside.store, table),
         namespaces=Namespaces(ledger, outside.store, parameters.disk_budget_bytes),
-        residents=Residents(account, make_policy(parameters.policy)),
+        residents=Residents(account, policy),
         heat=Heat(ledger, outside.clock),
     )

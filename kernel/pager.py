@@ -43,6 +43,7 @@ class Pager:
         self._table = parts.table
         self._io = parts.io
         self._heat = parts.heat
+        self._prefixes = parts.prefixes
         self._fills: dict[PayloadKey, _Filling] = {}
         self._table.ledger.on_rollback.append(self._on_rollback)
 
@@ -179,6 +180,7 @@ class Pager:
     def adopt(self, resident: Resident) -> None:
         """Make a sealed, charged frame resident."""
         resident.charged_bytes = self._ram.charge_bytes(resident.frame.size_bytes)
+        resident.parent = self._prefixes.base_of(resident.key)
         self._ram.adopt(resident.key, resident.frame)
         self.residents.add(resident)
 

@@ -190,6 +190,11 @@ class Prefixes:
         known = self._entries.get(key) or self._lame.get(key)
         return known.cube_id if known is not None else None
 
+    def base_of(self, key: PayloadKey) -> PayloadKey:
+        """What a payload stands on directly; empty where that is nothing."""
+        known = self._entries.get(key) or self._lame.get(key)
+        return known.base if known is not None else b""
+
     def tokens_of(self, key: PayloadKey) -> int:
         """How many tokens, those of the base included. Errors: ECORRUPT."""
         return self._entry(key).tokens

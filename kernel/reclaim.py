@@ -74,8 +74,12 @@ class Reclaim:
                 raise shortage
 
     def _victim(self, space: Namespace | None, stuck: set[PayloadKey]) -> Resident | None:
-        victims = self._residents.victims(space)
-        return next((victim for victim in victims if victim.key not in stuck), None)
+        for groups in self._residents.account.reclaim_levels(space):
+            victims = self._residents.victims(groups)
+            for victim in victims:
+                if victim.key not in stuck:
+                    return victim
+        return None
 
     def balance(self) -> None:
         """Start background reclaim when RAM is above the high watermark."""
@@ -146,12 +150,15 @@ class Reclaim:
             budget_bytes=account.budget_bytes,
             **numbers,
         )
-        self.discard(victim)
+        self._discard(victim, is_reclaim=True)
         return victim.charged_bytes
 
     def discard(self, resident: Resident) -> None:
-        """Drop a resident and free its frame."""
-        self._residents.drop(resident)
+        """Drop a resident that is gone for good, and free its frame."""
+        self._discard(resident, is_reclaim=False)
+
+    def _discard(self, resident: Resident, *, is_reclaim: bool) -> None:
+        self._residents.drop(resident, is_reclaim=is_reclaim)
         # Closing a large memfd frees its pages one by one: milliseconds, so not on this thread.
         self._io.run(self._ram.discard, self._ram.take(resident.key))
 

@@ -1,16 +1,17 @@
 """Residents: the payloads in the RAM tier, who holds them, and the bytes they are charged.
 
 Invariants: one frame per resident payload; charged bytes never exceed the budget, nor a
-namespace's RAM quota; what is pinned, mapped or being written back is not under the policy, so
+namespace's RAM quota; what is pinned, mapped or being written back is held under the policy, so
 never a victim. Kernel thread only.
 """
 
-from collections.abc import Iterator
+import heapq
+from collections.abc import Iterator, Sequence
 
 from libmem.abi.digest import Manifest
 from libmem.abi.errors import Errno, MemError
 from memosd.kernel.namespace import Namespace
-from memosd.kernel.policies.policy import Policy
+from memosd.kernel.policies.policy import Entry, Policy
 from memosd.kernel.ports import Coding, Frame, PayloadKey
 
 __all__ = ["RamAccount", "Resident", "Residents"]
@@ -30,6 +31,7 @@ class Resident:
         "key",
         "manifest",
         "maps",
+        "parent",
         "pins",
         "priority",
         "space",
@@ -42,6 +44,8 @@ class Resident:
         self.space = space
         self.charged_bytes = 0
         self.priority = 50
+        self.parent: PayloadKey = b""
+        """The payload it stands on; empty: none."""
         self.manifest: Manifest | None = None
         """Set while the payload is dirty: in RAM only, to be written back."""
         self.coding: Coding | None = None
@@ -62,6 +66,16 @@ class Resident:
     def is_held(self) -> bool:
         return bool(self.pins or self.maps or self.busy)
 
+    def entry(self) -> Entry:
+        """What the policy may know of it."""
+        return Entry(
+            key=self.key,
+            size_bytes=self.charged_bytes,
+            group=self.space.id,
+            priority=self.priority,
+            parent=self.parent,
+        )
+
 
 class RamAccount:
     """Bytes and frames charged, in all and per namespace."""
@@ -75,6 +89,16 @@ class RamAccount:
 
     def used_by(self, space: Namespace) -> int:
         return self._by_space.get(space.id, 0)
+
+    def groups(self) -> list[int]:
+        """Namespaces that are charged for anything."""
+        return list(self._by_space)
+
+    def reclaim_levels(self, space: Namespace | None) -> list[list[int]]:
+        """Whom to reclaim from for a charge to a namespace that is at its ceiling, or for the
+        tier's sake (None): all of a level before any of the next."""
+        # By number: a namespace whose removal failed comes back as another object.
+        return [self.groups() if space is None else [space.id]]
 
     def charge(self, space: Namespace, need_bytes: int) -> None:
         """The caller has made sure that it fits."""
@@ -154,36 +178,38 @@ class Residents:
         """Its bytes are charged already."""
         assert resident.key not in self._by_key, "one frame per resident payload"
         self._by_key[resident.key] = resident
-        self.policy.insert(resident.key, resident.priority)
+        self.policy.insert(resident.entry())
 
-    def drop(self, resident: Resident) -> None:
-        """Forget it and give its bytes back; the caller frees the frame."""
+    def drop(self, resident: Resident, *, is_reclaim: bool) -> None:
+        """Forget it and give its bytes back; the caller frees the frame. `is_reclaim`: it may come
+        back."""
         assert not resident.is_held, "a held payload is never a victim"
         del self._by_key[resident.key]
-        self.policy.remove(resident.key)
+        if is_reclaim:
+            self.policy.evict(resident.key)
+        else:
+            self.policy.remove(resident.key)
         self.account.release(resident.space, resident.charged_bytes)
 
     def hold(self, resident: Resident, kind: str) -> None:
         """`kind`: pins, maps or busy."""
         if not resident.is_held:
-            self.policy.remove(resident.key)
+            self.policy.hold(resident.key)
         setattr(resident, kind, getattr(resident, kind) + 1)
 
     def let_go(self, resident: Resident, kind: str) -> None:
         setattr(resident, kind, getattr(resident, kind) - 1)
         if resident.is_held or resident.is_orphan:
             return
-        self.policy.insert(resident.key, resident.priority)
+        self.policy.release(resident.key)
         if resident.is_sequential:
-            self.policy.demote(resident.key)
+            self.policy.cool(resident.key)
 
     def reprioritise(self, key: PayloadKey, priority: int) -> None:
         resident = self._by_key.get(key)
-        if resident is None or resident.priority == priority:
-            return
-        resident.priority = priority
-        if not resident.is_held:
-            self.policy.insert(key, priority)
+        if resident is not None and resident.priority != priority:
+            resident.priority = priority
+            self._update(resident)
 
     def move(self, key: PayloadKey, space: Namespace) -> None:
         """Charge a resident to another namespace. Errors: EDQUOT."""
@@ -192,14 +218,17 @@ class Residents:
             return
         self.account.move(resident.space, space, resident.charged_bytes)
         resident.space = space
+        self._update(resident)
 
-    def victims(self, space: Namespace | None) -> Iterator[Resident]:
-        """Evictable residents, best first, of one namespace where given."""
-        for key in self.policy.candidates():
-            resident = self._by_key[key]
-            # By number: a namespace whose removal failed comes back as another object.
-            if space is None or resident.space.id == space.id:
-                yield resident
+    def _update(self, resident: Resident) -> None:
+        if not resident.is_orphan:
+            self.policy.update(resident.entry())
+
+    def victims(self, groups: Sequence[int]) -> Iterator[Resident]:
+        """Evictable residents of these groups, best first."""
+        orders = [self.policy.candidates(group) for group in groups]
+        for candidate in heapq.merge(*orders):
+            yield self._by_key[candidate.key]
 
     def held_bytes(self) -> int:
         return sum(r.charged_bytes for r in self._by_key.values() if r.is_held)

@@ -163,7 +163,7 @@ def sys_advise_cube(context: Context, request: c.AdviseCube) -> c.Done:
     elif resident is not None:
         resident.is_sequential = request.advice is Advice.SEQUENTIAL
         if request.advice is not Advice.SEQUENTIAL:
-            kernel.parts.residents.policy.demote(cube.key)
+            kernel.parts.residents.policy.cool(cube.key)
         if request.advice is Advice.DONTNEED and _may_evict(context, cube, resident):
             kernel.reclaim.evict(resident, "advised: dontneed")
     return c.Done()

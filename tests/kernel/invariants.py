@@ -76,7 +76,7 @@ def check_always(kernel: Kernel) -> None:
     booked = sum(space.disk_bytes for space in parts.namespaces)
     assert parts.namespaces.used_bytes == booked + reserved
     evictable = {r.key for r in parts.residents if not (r.is_held or r.is_orphan)}
-    assert set(parts.residents.policy.candidates()) == evictable
+    assert {each.key for each in parts.residents.victims(account.groups())} == evictable
     for resident in parts.residents:
         assert resident.frame.fd >= 0
         assert resident.frame.is_sealed

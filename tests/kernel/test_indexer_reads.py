@@ -26,12 +26,12 @@ def test_indexing_is_no_use_of_what_is_in_ram(world: World, user: Client) -> Non
     for name in ("/n/a", "/n/b", "/n/c"):
         user.write(name, words("apple", LARGE))
     residents = world.kernel.parts.residents
-    before = list(residents.policy.candidates())
+    before = list(residents.victims(residents.account.groups()))
     used_bytes = residents.account.used_bytes
     user.call(c.SetHeader(name="/n/a", descriptive=Descriptive(title="first")))
     assert len(before) == 3
     assert sorted(found(user, "apple")) == ["/n/a", "/n/b", "/n/c"]
-    assert list(residents.policy.candidates()) == before
+    assert list(residents.victims(residents.account.groups())) == before
     assert residents.account.used_bytes == used_bytes
 
 

@@ -29,7 +29,7 @@ def space(number: int, ram_bytes: int = 0) -> Namespace:
 @pytest.fixture
 def residents() -> Residents:
     """A budget of 100 bytes in 5 frames."""
-    return Residents(RamAccount(100, 5), Lru())
+    return Residents(RamAccount(100, 5), Lru(lambda: 0.0))
 
 
 def add(residents: Residents, where: Namespace, key: bytes, charge: int = 10) -> Resident:
@@ -43,7 +43,7 @@ def add(residents: Residents, where: Namespace, key: bytes, charge: int = 10) ->
 
 def order(residents: Residents) -> list[bytes]:
     """Who would go, best first."""
-    return [victim.key for victim in residents.victims(None)]
+    return [victim.key for victim in residents.victims(residents.account.groups())]
 
 
 def test_what_is_held_is_no_victim_until_all_have_let_go(residents: Residents) -> None:
@@ -75,7 +75,7 @@ def test_victims_of_one_namespace_are_its_own(residents: Residents) -> None:
     one, other = space(1), space(2)
     add(residents, one, b"1")
     add(residents, other, b"2")
-    assert [victim.key for victim in residents.victims(other)] == [b"2"]
+    assert [victim.key for victim in residents.victims([other.id])] == [b"2"]
 
 
 def test_a_move_is_all_or_nothing(residents: Residents) -> None:
@@ -134,12 +134,12 @@ def test_broken_promises_of_callers_are_caught(residents: Residents) -> None:
         residents.account.charge(home, 1000)
     residents.hold(one, "pins")
     with pytest.raises(AssertionError, match="never a victim"):
-        residents.drop(one)
+        residents.drop(one, is_reclaim=True)
 
 
 def test_accounts_of_nobody_are_not_kept(residents: Residents) -> None:
     home = space(1)
-    residents.drop(add(residents, home, b"1"))
+    residents.drop(add(residents, home, b"1"), is_reclaim=True)
     account = residents.account
     assert (account.used_bytes, account.used_frames, account.used_by(home)) == (0, 0, 0)
     assert account._by_space == {}
