@@ -36,8 +36,8 @@ _KEEPS_DYING: Final = 3
 class _Place:
     """One worker, and those before it."""
 
-    __slots__ = ("can_begin", "deaths", "held", "jobs", "pid", "problem", "reason", "session",
-                 "starts", "state", "timer")  # fmt: skip
+    __slots__ = ("can_begin", "deaths", "held", "is_doomed", "jobs", "pid", "problem", "reason",
+                 "session", "starts", "state", "timer")  # fmt: skip
 
     def __init__(self) -> None:
         self.pid = 0
@@ -46,6 +46,8 @@ class _Place:
         self.session = 0
         """The session that it last asked in."""
         self.held = 0
+        self.is_doomed = False
+        """It was killed, and is not reaped yet."""
         self.jobs = 0
         self.starts = 0
         self.can_begin = True
@@ -109,7 +111,7 @@ class Crew:
         place.timer = None
         place.starts += 1
         place.state, place.jobs, place.held = "starting", 0, 0
-        place.session, place.reason = 0, ""
+        place.session, place.reason, place.is_doomed = 0, "", False
         try:
             place.pid = self._workers.start()
         except MemError as error:
@@ -146,6 +148,11 @@ class Crew:
         if place.session == session and place.pid:
             self.kill(place.pid)
 
+    def can_work(self, pid: int) -> bool:
+        """Is it a member that lives? What is handed to one that has ended would die with it."""
+        place = self._by_pid.get(pid)
+        return place is not None and not place.is_doomed and self._workers.is_alive(pid)
+
     def took(self, pid: int) -> None:
         """A member has one more job in hand."""
         place = self._by_pid[pid]
@@ -171,6 +178,7 @@ class Crew:
         place = self._by_pid.get(pid)
         if place is not None:
             place.reason = place.reason or reason
+            place.is_doomed = True
             self._workers.kill(pid)
 
     def _ended(self, pid: int, how: str) -> None:

@@ -4,9 +4,11 @@ Follows the index as the indexer follows the log: whatever waits there is fetche
 to a worker as a job, and what comes back is kept. No write waits for it and nothing is queued
 here, so a crash of anybody loses nothing: what has no vector waits still. A batch that fails is
 halved until the text that does it stands alone; that one is found by its words until the next
-boot. Kernel thread only.
+boot. One that overruns the time limit is cut to what fits into it by now, and a text that does so
+alone has one more chance. Kernel thread only.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -17,6 +19,7 @@ from libmem.abi.jobs import EmbedRequest, EmbedResult, JobClass
 from libmem.abi.structs import RecallStat
 from memosd.kernel.indexer import Indexer
 from memosd.kernel.jobs import Job, Jobs
+from memosd.kernel.pace import Pace
 from memosd.kernel.timers import Timers
 from memosd.kernel.wait import Completion, detach
 
@@ -24,7 +27,6 @@ __all__ = ["Embedding", "QueryVector"]
 
 _BATCH: Final = 64
 """Passages of a job."""
-_BATCH_CHARACTERS: Final = 64 << 10
 _AT_ONCE: Final = 2
 """Batches under way: one is worked on while the next lies ready."""
 _RETRY_NS: Final = 1_000_000_000
@@ -71,7 +73,12 @@ class Embedding:
         self._jobs = jobs
         self._timers = timers
         self._in_hand: set[int] = set()
+        self._pace = Pace(jobs.run_max_ns)
+        self._overran: set[int] = set()
+        """Passages that overran the time limit alone, once."""
         self._refused: set[int] = set()
+        self._refusal = ""
+        """Why the last of them."""
         self._halves: list[list[IndexPassage]] = []
         """Batches that failed, to be tried again in parts."""
         self._running = 0
@@ -108,6 +115,7 @@ class Embedding:
         if model != index.counts.model:
             await self._indexer.ask(index.use_model, model)
             self._refused.clear()  # what one model cannot take another may
+            self._overran.clear()
             self.kick()
 
     def kick(self) -> None:
@@ -146,16 +154,17 @@ class Embedding:
 
     def _refusals(self) -> str:
         count = len(self._refused)
-        return f"{count} passages could not be embedded; words find them" if count else ""
+        what = f"{count} passages could not be embedded; words find them"
+        return f"{what}; the last one: {self._refusal}" if count else ""
 
     async def _next(self) -> list[IndexPassage]:
         """A batch that is in hand from now on; empty where there is nothing to do."""
         index = self._indexer.index
         if self._halves:
-            batch = self._halves.pop()
+            batch = self._cut(self._halves.pop())
         elif index.counts.waiting > len(self._in_hand):
             skipped = self._in_hand | self._refused
-            found = await self._indexer.ask(index.waiting, _BATCH, _BATCH_CHARACTERS, skipped)
+            found = await self._indexer.ask(index.waiting, _BATCH, self._pace.characters, skipped)
             # Somebody else may have asked at the same time.
             batch = [passage for passage in found if passage.number not in self._in_hand]
         else:
@@ -167,6 +176,7 @@ class Embedding:
         try:
             job = self._submit(batch)
             vectors = _vectors(await job.done, len(batch))
+            self._pace.learn(vectors[0].model, _characters(batch), job.took_ns)
             await self._keep(batch, vectors)
         except MemError as error:
             if error.errno in _TRANSIENT:
@@ -196,11 +206,31 @@ class Embedding:
             raise MemError(Errno.EAGAIN, error.message) from None
 
     def _part(self, batch: list[IndexPassage], error: MemError) -> None:
-        if len(batch) == 1:
-            self._refused.add(batch[0].number)
-            return
-        middle = len(batch) // 2
-        self._halves += [batch[middle:], batch[:middle]]
+        number, is_late = batch[0].number, error.errno is Errno.ETIMEDOUT
+        if is_late:
+            self._pace.overran(_characters(batch))
+        if len(batch) > 1:
+            middle = len(batch) // 2
+            self._halves += [batch[middle:], batch[:middle]]
+        elif is_late and number not in self._overran:
+            self._overran.add(number)  # the machine may have been at fault
+            self._halves.insert(0, batch)
+        else:
+            self._refused.add(number)
+            self._refusal = error.message
+
+    def _cut(self, batch: list[IndexPassage]) -> list[IndexPassage]:
+        """The beginning of a batch that may be too long by now; the rest waits its turn."""
+        left, end = self._pace.characters - len(batch[0].text), 1
+        while end < len(batch) and (left := left - len(batch[end].text)) >= 0:
+            end += 1
+        if end < len(batch):
+            self._halves.append(batch[end:])
+        return batch[:end]
+
+
+def _characters(batch: Sequence[IndexPassage]) -> int:
+    return sum(len(passage.text) for passage in batch)
 
 
 def _vectors(body: bytes, texts: int) -> list[IndexVectors]:

@@ -5,7 +5,8 @@ Classes go in the order of `JobClass`, accounts of one class in turn: users with
 namespaces with what they store. A job is handed out at most twice: when its worker dies it goes
 back to the front once, and fails the second time. Invariant: a job is done, or in exactly one of a
 queue and `_running`; one that is done may still be in `_running`, where its worker has not returned
-yet. Kernel thread only; nothing here loads a model.
+yet. A job that overruns its time limit fails at once, for it would again: who submits it may divide
+it. Kernel thread only; nothing here loads a model.
 """
 
 import itertools
@@ -39,8 +40,8 @@ _MESSAGE_MAX: Final = 1000
 class Job:
     """One request. Await `done` for the result's body; `cancel` when nobody does any more."""
 
-    __slots__ = ("account", "body", "deadline", "done", "hand_outs", "id", "is_waiting",
-                 "job_class", "limit", "pid")  # fmt: skip
+    __slots__ = ("account", "begun_ns", "body", "deadline", "done", "hand_outs", "id",
+                 "is_waiting", "job_class", "limit", "pid", "took_ns")  # fmt: skip
 
     def __init__(self, number: int, job_class: JobClass, account: int, body: bytes) -> None:
         self.id = number
@@ -48,13 +49,16 @@ class Job:
         self.account = account
         self.body = body
         self.done: Completion[bytes] = Completion()
-        """Fails with ETIMEDOUT (its deadline passed), ECANCELED, ESHUTDOWN, EIO (its worker died
-        twice), or with what the worker says: EINVAL, ENOMEM, EIO."""
+        """Fails with ETIMEDOUT (its deadline passed, or it overran), ECANCELED, ESHUTDOWN, EIO (its
+        worker died twice), or with what the worker says: EINVAL, ENOMEM, EIO."""
         self.is_waiting = False
         """It is in a queue."""
         self.hand_outs = 0
         self.pid = 0
         """The worker that had it last."""
+        self.begun_ns = 0
+        self.took_ns = 0
+        """How long the worker that returned it had it."""
         self.deadline: Timer | None = None
         self.limit: Timer | None = None
         """When the worker that has it is taken to hang."""
@@ -164,6 +168,11 @@ class Jobs:
         return self.crew.problem
 
     @property
+    def run_max_ns(self) -> int:
+        """The time limit of a job."""
+        return self._run_max_ns
+
+    @property
     def is_possible(self) -> bool:
         """Is there a model at all? Where there is, what is a problem now may pass."""
         return self.crew.is_possible
@@ -222,7 +231,7 @@ class Jobs:
         """The next job of some classes for a member of the crew; id 0 when none came in time."""
         pid = session.identity.pid
         self.crew.arrived(session)
-        job = self._next(classes)
+        job = self._next(pid, classes)
         if job is None and timeout_ms and not self._is_closed:
             job = await self._wait(session, _Taker(pid, classes), timeout_ms)
         return JobReply() if job is None else self._hand_out(job, pid)
@@ -243,11 +252,14 @@ class Jobs:
             # One may be served, or let go, by what another's job sets off.
             if taker.job.is_done:
                 continue
-            job = self._next(taker.classes)
+            job = self._next(taker.pid, taker.classes)
             if job is not None:
                 taker.job.resolve(job)
 
-    def _next(self, classes: Collection[JobClass]) -> Job | None:
+    def _next(self, pid: int, classes: Collection[JobClass]) -> Job | None:
+        """What a worker is to do. One that is dead gets nothing, for the job is not to blame."""
+        if not any(self._queues[job_class] for job_class in classes) or not self.crew.can_work(pid):
+            return None
         for job_class, queue in self._queues.items():
             if job_class in classes and (job := queue.pop()) is not None:
                 return job
@@ -256,10 +268,10 @@ class Jobs:
     def _hand_out(self, job: Job, pid: int) -> JobReply:
         job.pid = pid
         job.hand_outs += 1
+        job.begun_ns = self._clock.monotonic_ns()
         self._running[job.id] = job
         self.crew.took(pid)
-        reason = f"it had one {job.job_class} job for {self._run_max_ns / 1e9:g} s"
-        job.limit = self._timers.after(self._run_max_ns, partial(self.crew.kill, pid, reason))
+        job.limit = self._timers.after(self._run_max_ns, partial(self._overran, job))
         return JobReply(id=job.id, job_class=job.job_class, body=job.body)
 
     def finish(self, pid: int, outcome: FinishJob) -> None:
@@ -272,11 +284,17 @@ class Jobs:
         if job is None or job.pid != pid:
             raise MemError(Errno.EBADF, f"this worker has no job {outcome.id} in hand")
         self._take_back(job)
+        job.took_ns = self._clock.monotonic_ns() - job.begun_ns
         self.crew.gave_back(pid, is_good=not outcome.errno)
         if outcome.errno:
             job.fail(MemError(_known(outcome.errno), message))
         else:
             job.succeed(outcome.body)
+
+    def _overran(self, job: Job) -> None:
+        lasted = f"{self._run_max_ns / 1e9:g} s"
+        self.crew.kill(job.pid, f"it had one {job.job_class} job for {lasted}")
+        job.fail(MemError(Errno.ETIMEDOUT, f"the job was not done within {lasted}"))
 
     def _take_back(self, job: Job) -> None:
         del self._running[job.id]

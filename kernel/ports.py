@@ -376,6 +376,10 @@ class Workers(Protocol):
         """Start one; its process id. Errors: EAGAIN, ENOMEM, EMFILE, EIO."""
         ...
 
+    def is_alive(self, pid: int) -> bool:
+        """Has it not ended by now? One that has is reaped a little later."""
+        ...
+
     def end(self, pid: int) -> None:
         """Ask it to end."""
         ...

@@ -8,6 +8,7 @@ daemon's go. None outlives the daemon: each asks for a signal at its parent's de
 
 import errno as os_errno
 import os
+import select
 import signal
 import subprocess
 from collections.abc import Callable, Sequence
@@ -76,6 +77,14 @@ class Supervisor:
         self._children[process.pid] = _Child(process, pidfd)
         self._loop.watch(pidfd, partial(self._reap, process.pid))
         return process.pid
+
+    def is_alive(self, pid: int) -> bool:
+        child = self._children.get(pid)
+        if child is None:
+            return False
+        ended = select.poll()
+        ended.register(child.pidfd, select.POLLIN)
+        return not ended.poll(0)
 
     def end(self, pid: int) -> None:
         self._signal(pid, signal.SIGTERM)

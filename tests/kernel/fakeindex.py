@@ -104,11 +104,14 @@ class FakeIndex:
         self._fail_as_planned()
         numbers = [number for number in self._waiting() if number not in skip][:limit]
         names = {number: cube_id for cube_id, number in self._numbers.items()}
-        return [
-            IndexPassage(number, document.namespace, document.text)
-            for number in numbers
-            for document in [self.documents[names[number]]]
-        ]
+        found: list[IndexPassage] = []
+        for number in numbers:
+            document = self.documents[names[number]]
+            characters -= len(document.text)
+            if found and characters < 0:
+                break
+            found.append(IndexPassage(number, document.namespace, document.text))
+        return found
 
     def keep(self, vectors: Mapping[int, IndexVectors]) -> None:
         self._fail_as_planned()

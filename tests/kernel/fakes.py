@@ -156,6 +156,8 @@ class FakeWorkers:
         self.on_end: Callable[[int, str], None] = lambda _pid, _how: None
         self.pids: list[int] = []
         """Who runs, oldest first."""
+        self.dead: set[int] = set()
+        """Who has ended and is not reaped yet."""
         self.asked_to_end: list[int] = []
         self.killed: list[int] = []
         self.failure: MemError | None = None
@@ -167,6 +169,9 @@ class FakeWorkers:
             raise self.failure
         self.pids.append(next(self._numbers))
         return self.pids[-1]
+
+    def is_alive(self, pid: int) -> bool:
+        return pid in self.pids and pid not in self.dead
 
     def end(self, pid: int) -> None:
         self.asked_to_end.append(pid)

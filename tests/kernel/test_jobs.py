@@ -273,18 +273,58 @@ def test_what_a_dead_worker_had_goes_to_one_that_waits() -> None:
 
 def test_a_job_that_takes_too_long_ends_its_worker() -> None:
     bench = Bench(job_timeout_ns=5 * SECOND_NS)
-    job = bench.submit()
+    job, other = bench.submit(), bench.submit()
     worker = bench.session()
-    for _ in range(2):
-        bench.drain(worker)
-        bench.pass_time(5 * SECOND_NS - 1)
-        assert worker.identity.pid not in bench.workers.killed
-        bench.pass_time(1)
-        assert worker.identity.pid in bench.workers.killed
-        bench.workers.finish(worker.identity.pid)
-        bench.pass_time(SECOND_NS)
-        worker = bench.session()
-    assert failure(job).message == "its worker died twice: it had one embed job for 5 s"
+    assert bench.take(worker).id == job.id
+    bench.pass_time(5 * SECOND_NS - 1)
+    assert worker.identity.pid not in bench.workers.killed
+    bench.pass_time(1)
+    assert bench.workers.killed == [worker.identity.pid]
+    assert str(failure(job)) == "ETIMEDOUT: the job was not done within 5 s"
+    bench.workers.finish(worker.identity.pid)
+    assert bench.jobs.stats()[0].problem == "it had one embed job for 5 s"
+    bench.pass_time(SECOND_NS)
+    assert bench.drain(bench.session()) == [other.id], "it would only overrun again"
+
+
+def test_a_job_that_is_done_says_how_long_it_took(bench: Bench) -> None:
+    job = bench.submit()
+    bench.pass_time(7 * SECOND_NS)  # to wait in the queue is none of it
+    worker = bench.session()
+    bench.take(worker)
+    bench.pass_time(3 * SECOND_NS)
+    bench.finish(worker, job.id)
+    assert job.took_ns == 3 * SECOND_NS
+
+
+@pytest.mark.parametrize("is_waiting", [False, True])
+def test_what_a_dead_worker_was_not_given_has_both_its_chances(
+    bench: Bench, *, is_waiting: bool
+) -> None:
+    bench.jobs.call_up()
+    worker = bench.session()
+    wait = bench.ask(worker) if is_waiting else None
+    bench.workers.dead.add(worker.identity.pid)
+    job = bench.submit()
+    if wait is None:
+        assert bench.take(worker) == NOTHING, "its last request lay on the wire"
+    bench.workers.finish(worker.identity.pid)
+    for pause_ns in (SECOND_NS, 2 * SECOND_NS):
+        bench.pass_time(pause_ns)
+        assert bench.take(bench.session()).id == job.id
+        assert not job.done.is_done
+        bench.workers.finish(bench.workers.pids[-1])
+    assert "died twice" in str(failure(job))
+
+
+def test_a_worker_that_is_killed_gets_no_more_work(bench: Bench) -> None:
+    late, other = bench.submit(), bench.submit()
+    worker = bench.session()
+    assert bench.take(worker).id == late.id
+    bench.pass_time(60 * SECOND_NS)
+    assert bench.workers.killed == [worker.identity.pid]
+    assert bench.take(worker) == NOTHING, "it is as good as dead"
+    assert not other.done.is_done
 
 
 def test_a_worker_whose_session_ends_is_killed(bench: Bench) -> None:

@@ -95,6 +95,21 @@ def test_a_pid_is_nobody_elses_until_its_end_is_told(
     supervisor.kill(pid)  # it may be somebody else by now: nothing happens
 
 
+def test_who_has_ended_is_not_alive_though_not_reaped(
+    loop: Loop, make: Callable[[str], Supervisor]
+) -> None:
+    supervisor = make("import time; time.sleep(3600)")
+    ends = ends_of(supervisor)
+    pid = supervisor.start()
+    assert supervisor.is_alive(pid)
+    os.kill(pid, signal.SIGKILL)
+    select.select(list(loop.watched), [], [], PATIENCE_S)
+    assert not supervisor.is_alive(pid)
+    assert ends == []
+    loop.turn()
+    assert not supervisor.is_alive(pid)
+
+
 @pytest.mark.parametrize(("ask", "number"), [("end", signal.SIGTERM), ("kill", signal.SIGKILL)])
 def test_a_worker_is_ended_and_killed(
     loop: Loop, make: Callable[[str], Supervisor], ask: str, number: int
