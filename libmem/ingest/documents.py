@@ -5,7 +5,7 @@ a changed document new pieces are written first, then those that are gone are re
 say the same (`provenance`), the cube is handed on to the next of them.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from enum import StrEnum
 from pathlib import Path
 from typing import Final, NamedTuple, TypedDict, Unpack
@@ -42,6 +42,8 @@ __all__ = ["JSON_SUFFIXES", "DocumentOptions", "Format", "document", "keep"]
 _PIECE_TYPE: Final = "document"
 _NO_HEIR: Final = frozenset({Errno.EEXIST, Errno.EACCES, Errno.EINVAL, Errno.ENAMETOOLONG})
 """That one has a cube of its own, or cannot have one."""
+_TRIES_MAX: Final = 5
+"""To say of a cube whose it is now, while others change its header."""
 _MARKDOWN: Final = frozenset({".md", ".markdown", ".mdown", ".mkd"})
 JSON_SUFFIXES: Final = frozenset({".json", ".jsonl", ".ndjson"})
 
@@ -187,27 +189,48 @@ def _remove(client: Client, gone: list[Stat]) -> Ingested:
 
 def _hand_on(client: Client, stat: Stat) -> bool:
     """Make the cube the piece of the first that met its text elsewhere; False: nobody takes it."""
-    own = namespace_of(stat.name)
-    # Whoever may write the cube may have written these: it leaves the namespace for nobody.
-    entries = [
-        entry
-        for entry in guests(stat, stat.descriptive.session)
-        if namespace_of(entry["name"]) == own
-    ]
-    while entries:
-        heir = entries.pop(0)
+    passed: set[str] = set()
+    for heir in _heirs(stat, stat.descriptive.session):
+        passed.add(heir["name"])
         try:
             client.rename(stat.name, heir["name"], expected_version=stat.version)
         except MemError as error:
             if error.errno not in _NO_HEIR:
                 raise
             continue
-        about = msgspec.structs.replace(
-            stat.descriptive, **{key: value for key, value in heir.items() if key != "name"}
-        )
-        attributes = {key: value for key, value in stat.attributes.items() if key != PROVENANCE}
-        if entries:
-            attributes[PROVENANCE] = entries
-        client.set_header(heir["name"], descriptive=about, attributes=attributes)
+        _take_over(client, stat, heir, passed)
         return True
     return False
+
+
+def _heirs(stat: Stat, session: str) -> list[Place]:
+    """Who else said it than `session`, in order."""
+    # Whoever may write the cube may have written these: it leaves the namespace for nobody.
+    own = namespace_of(stat.name)
+    return [entry for entry in guests(stat, session) if namespace_of(entry["name"]) == own]
+
+
+def _take_over(client: Client, stat: Stat, heir: Place, passed: Set[str]) -> None:
+    """Make the header say that the cube is the heir's, whatever else is said of it meanwhile.
+
+    `passed`: names that are in the provenance no more. Errors: EVERSION, it changes all the time.
+    """
+    session, digest, name = stat.descriptive.session, stat.digest, heir["name"]
+    news = {key: value for key, value in heir.items() if key != "name"}
+    tries = 0
+    while stat.digest == digest:  # else it was written anew, and its writer said what it is
+        rest = [entry for entry in _heirs(stat, session) if entry["name"] not in passed]
+        attributes = {key: value for key, value in stat.attributes.items() if key != PROVENANCE}
+        if rest:
+            attributes[PROVENANCE] = rest
+        about = msgspec.structs.replace(stat.descriptive, **news)
+        try:
+            client.set_header(
+                name, descriptive=about, attributes=attributes, expected_version=stat.version
+            )
+            return
+        except MemError as error:
+            tries += 1
+            if error.errno is not Errno.EVERSION or tries >= _TRIES_MAX:
+                raise
+        stat = client.stat(name)

@@ -1,12 +1,14 @@
 """Duplicates in a real daemon: folded, kept or left out; provenance, and who inherits."""
 
+from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 import libmem
 from libmem import ingest
-from libmem.abi.calls import SetHeader
+from libmem.abi.calls import RenameCube, SetHeader
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.structs import Descriptive
 from libmem.ingest import Duplicates, Ingested, Turn
@@ -115,6 +117,74 @@ def test_what_another_document_still_says_is_handed_on(client: libmem.Client) ->
     ingest.document(client, "/t", "", name="b")
     ingest.document(client, "/t", "", name="c")
     assert texts(client, "/t") == ["Other words."]
+
+
+@pytest.fixture
+def meanwhile(client: libmem.Client, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Has a change made right after every rename."""
+
+    def install(change: Callable[[libmem.Client, str], object]) -> None:
+        rename = libmem.Client.rename
+
+        def renaming(self: libmem.Client, name: str, new_name: str, **options: Any) -> Any:
+            reply = rename(self, name, new_name, **options)
+            change(self, new_name)
+            return reply
+
+        monkeypatch.setattr(libmem.Client, "rename", renaming)
+
+    return install
+
+
+def test_what_is_said_of_a_cube_while_it_is_handed_on_stays(
+    client: libmem.Client, meanwhile: Callable[..., None]
+) -> None:
+    for name in "abc":
+        ingest.document(client, "/t", PARAGRAPH, name=name)
+
+    def remark(client: libmem.Client, name: str) -> None:
+        stat = client.stat(name)
+        entry = {**stat.attributes[PROVENANCE][-1], "name": "/t/d/x", "session": "d"}
+        provenance = [*stat.attributes[PROVENANCE], entry]
+        client.set_header(name, attributes={PROVENANCE: provenance, "remark": "mine"})
+
+    meanwhile(remark)
+    assert ingest.document(client, "/t", "Other words.", name="a").removed == 1
+    heir = only(client, "/t/b")
+    assert (heir.descriptive.session, heir.attributes["remark"]) == ("b", "mine")
+    assert [entry["session"] for entry in heir.attributes[PROVENANCE]] == ["c", "d"]
+
+
+def test_a_cube_that_is_written_anew_while_it_is_handed_on_is_its_writers(
+    client: libmem.Client, meanwhile: Callable[..., None]
+) -> None:
+    for name in "ab":
+        ingest.document(client, "/t", PARAGRAPH, name=name)
+    about = Descriptive(title="mine")
+    meanwhile(lambda client, name: client.write(name, "News.", descriptive=about))
+    assert ingest.document(client, "/t", "Other words.", name="a").removed == 1
+    assert only(client, "/t/b").descriptive == about
+
+
+def test_a_cube_that_changes_all_the_time_is_not_waited_for_for_ever(
+    client: libmem.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "ab":
+        ingest.document(client, "/t", PARAGRAPH, name=name)
+    stat = libmem.Client.stat
+
+    def outdated(self: libmem.Client, name: str) -> Any:
+        return msgspec.structs.replace(found := stat(self, name), version=found.version + 1)
+
+    def changing(self: libmem.Client, name: str, new_name: str, **options: Any) -> Any:
+        self.call(RenameCube(name, new_name, **options))
+        return self.set_header(new_name, attributes={"remark": 1})
+
+    monkeypatch.setattr(libmem.Client, "rename", changing)
+    monkeypatch.setattr(libmem.Client, "stat", outdated)
+    with pytest.raises(MemError) as caught:
+        ingest.document(client, "/t", "Other words.", name="a")
+    assert caught.value.errno is Errno.EVERSION
 
 
 def test_who_may_not_add_to_a_cube_writes_his_own(
