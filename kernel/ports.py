@@ -306,6 +306,8 @@ class IndexPlan(Protocol):
     """A search under way: what `plan` made of a question, for the calls that follow."""
 
     understood: Understood
+    lacks_vectors: bool
+    """`rank` had a vector, and nothing to compare it with."""
 
 
 class Index(Protocol):

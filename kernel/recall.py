@@ -43,6 +43,11 @@ Chinese."""
 _NS_PER_MS: Final = 1_000_000
 _NS: Final = 1_000_000_000
 _EVER: Final = -1
+_NO_VECTORS: Final = {
+    SearchMode.HYBRID: "ranked by words alone: what was searched has no vectors yet",
+    SearchMode.MEANING: "what was searched has no vectors yet",
+    SearchMode.WORDS: "",
+}
 _TIME_MAX_NS: Final = (1 << 63) - 1
 
 
@@ -80,6 +85,8 @@ class Recall:
             raise MemError(Errno.EAGAIN, "the index was opened again under the search")
         if request.budget_tokens:
             hits = list(_within(hits, request.budget_tokens))
+        if plan.lacks_vectors:
+            notice = _NO_VECTORS[request.mode]
         return SearchReply(hits=tuple(hits), understood=plan.understood, notice=notice)
 
     def _question(self, who: Identity, request: Search, under: str) -> IndexQuestion:

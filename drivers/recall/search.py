@@ -4,7 +4,7 @@ The reading half of the index; called by `index.py` alone, on its thread. Each s
 rows as they are then: between two of them cubes may come, go, and change who may read them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,7 +18,7 @@ from memosd.drivers.recall.hits import Texts, best_cubes
 from memosd.drivers.recall.hybrid import Sense, Worth, by_all, by_meaning, by_words
 from memosd.drivers.recall.lexical import Lexical, Matches
 from memosd.drivers.recall.query import terms_of
-from memosd.drivers.recall.scope import Scopes
+from memosd.drivers.recall.scope import Scope, Scopes
 from memosd.drivers.recall.stopwords import content_words
 from memosd.drivers.recall.understanding import understand
 from memosd.drivers.recall.vectors import Quantized, VectorRows, quantized
@@ -41,6 +41,8 @@ class Plan:
     terms: Mapping[str, str]
     """What is looked for by words: key -> quoted FTS5 string."""
     matches: Matches | None = None
+    lacks_vectors: bool = False
+    """The query's vector met none: nothing of what it was ranked among has one of its model."""
 
 
 class Search:
@@ -89,20 +91,21 @@ class Search:
     def rank(self, plan: Plan, vector: IndexVectors | None) -> list[IndexHit]:
         """The best cubes, each by its best passage, best first; among equals the newest."""
         query = self._comparable(vector)
+        scopes = self._scopes.of(plan.question)
+        plan.lacks_vectors = vector is not None and _lacks_vectors(scopes, query)
         hits, room = [], _BESIDE_CHARACTERS
-        for ranked in best_cubes(self._worths(plan, query), plan.question.limit):
+        for ranked in best_cubes(self._worths(plan, scopes, query), plan.question.limit):
             beside = plan.question.beside if room > 0 else 0
             hit = self.texts.hit(ranked, plan.terms.keys(), beside)
             room -= sum(len(each.text) + _BESIDE_COSTS for each in hit.beside)
             hits.append(hit)
         return hits
 
-    def _worths(self, plan: Plan, query: Quantized | None) -> list[Worth]:
+    def _worths(self, plan: Plan, scopes: Sequence[Scope], query: Quantized | None) -> list[Worth]:
         mode = plan.question.mode
         if mode is SearchMode.MEANING:  # which finds nothing that has no vector
-            return [] if query is None else by_meaning(self._scopes.of(plan.question), query)
+            return [] if query is None else by_meaning(scopes, query)
         matches = plan.matches or self._match(plan)
-        scopes = self._scopes.of(plan.question)
         if mode is not SearchMode.HYBRID:
             return by_words(scopes, matches)
         sense = Sense(plan.understood, query, self._vectors)
@@ -115,3 +118,13 @@ class Search:
             return None
         query = quantized(vector)
         return query if len(query.steps) else None
+
+
+def _lacks_vectors(scopes: Sequence[Scope], query: Quantized | None) -> bool:
+    """Is there something to be found, and none of it comparable? As after a change of model."""
+    found = [scope for scope in scopes if scope.candidates.any()]
+    if query is None:
+        return bool(found)
+    return bool(found) and not any(
+        (scope.candidates & scope.columns["has_vector"]).any() for scope in found
+    )

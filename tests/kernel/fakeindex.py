@@ -26,6 +26,7 @@ class FakePlan:
         self.question = question
         self.understood = Understood(text=question.query)
         self.is_matched = False
+        self.lacks_vectors = False
 
 
 class FakeIndex:
@@ -82,6 +83,7 @@ class FakeIndex:
         assert plan.is_matched
         self.ranked_with = vector
         question = plan.question
+        plan.lacks_vectors = bool(vector and self.counts.waiting == self.counts.passages)
         query = question.query
         found = []
         for document in self.documents.values():

@@ -64,6 +64,10 @@ def names(reply: c.SearchReply) -> list[str]:
 def test_a_search_is_ranked_with_the_vector_of_what_is_left_of_the_query(
     world: World, user: Client
 ) -> None:
+    user.call(c.Search(query="apple", mode=SearchMode.WORDS))  # it is all indexed from now on
+    world.index.use_model(MODEL)
+    waiting = world.index.waiting(10, 1 << 20, set())
+    world.index.keep({each.number: IndexVectors(MODEL, 2, VECTOR) for each in waiting})
     search = user.start(c.Search(query="apple"))
     world.settle()
     assert not search.is_answered
@@ -83,7 +87,9 @@ def test_a_query_tells_of_another_model(world: World, user: Client) -> None:
     world.settle()
     answer(worker_of(world))
     world.settle()
-    assert names(search.result()) == ["/n/a", "/n/b"]
+    reply = search.result()
+    assert names(reply) == ["/n/a", "/n/b"]
+    assert reply.notice == "ranked by words alone: what was searched has no vectors yet"
     assert world.index.counts == (2, 2, MODEL), "all are made anew from now on"
 
 

@@ -266,3 +266,25 @@ def test_of_an_empty_text_no_vector_is_wanted(index: RecallIndex) -> None:
 def test_what_waits_is_the_text_without_its_producer(index: RecallIndex) -> None:
     index.apply(1, [document("a", "a heron", producer="Anna")], [])
     assert [each.text for each in index.waiting(10, ANY, set())] == ["a heron"]
+
+
+@pytest.mark.parametrize("mode", [SearchMode.HYBRID, SearchMode.MEANING])
+def test_a_vector_that_meets_none_is_told(index: RecallIndex, mode: SearchMode) -> None:
+    def is_told(vector: IndexVectors | None, under: str = "") -> bool:
+        plan = index.plan(IndexQuestion("heron", {1: under}, 10, mode=mode))
+        index.match(plan)
+        index.rank(plan, vector)
+        return plan.lacks_vectors
+
+    write(index, a="heron", b="stork")
+    keep_all(index)
+    query = vectors("heron", index)._replace(model=A)
+    assert not is_told(query)
+    assert not is_told(None), "its reply says why there is none"
+    index.use_model(B)
+    assert is_told(query._replace(model=B))
+    assert is_told(query), "of a model that is not in use"
+    assert not is_told(query._replace(model=B), under="/elsewhere"), "there is nothing at all"
+    first = index.waiting(1, ANY, set())[0]
+    index.keep({first.number: vectors(first.text, index)._replace(model=B)})
+    assert not is_told(query._replace(model=B))
