@@ -6,6 +6,7 @@ scores at most a bounded number of passages per audience (query.py), whatever is
 that it may not find do not count among them.
 """
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
@@ -27,6 +28,9 @@ _LOOKUPS_MAX: Final = 16_384
 many audiences the words at its beginning."""
 _IDF_MIN: Final = 1e-6
 """FTS5's, for a word that half of all passages have."""
+_BYTES_MAX: Final = 32
+"""For each passage that a search may find: those that came and went since the oldest of them was
+written, here and elsewhere, are to take no memory. Beyond it a table takes no longer."""
 
 
 class Matches(NamedTuple):
@@ -148,8 +152,12 @@ def _restriction(scope: Scope, rows: Bools) -> tuple[str, dict[str, Any]] | None
     if count == sum(scope.audiences.values()):
         return "", {}
     chosen = scope.columns["number"][rows]
-    # One byte for each number: a look-up that costs SQLite less than any table would.
     base, top = int(chosen[0]), int(chosen[-1])
+    if top - base >= _BYTES_MAX * count:
+        # The sign keeps SQLite from asking FTS5 anew for each of them.
+        condition = "AND +rowid IN (SELECT value FROM json_each(:chosen))"
+        return condition, {"chosen": json.dumps(chosen.tolist())}
+    # One byte for each number: a look-up that costs SQLite less than any table would.
     is_chosen = np.zeros(top - base + 1, np.uint8)
     is_chosen[chosen - base] = 1
     condition = "AND rowid BETWEEN :base AND :top AND substr(:chosen, rowid - :base + 1, 1) = x'01'"

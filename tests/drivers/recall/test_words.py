@@ -1,12 +1,14 @@
 """What counts as a word, in texts and in queries."""
 
+import tracemalloc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from memosd.drivers.recall.index import RecallIndex
 from memosd.drivers.recall.passages import PASSAGE_CHARS, cut, is_question, shown
-from tests.drivers.recall.lexicon import found, ids, write
+from tests.drivers.recall.lexicon import document, found, ids, write
 
 
 @pytest.mark.parametrize(
@@ -140,3 +142,25 @@ def test_a_broken_surrogate_is_no_reason_to_fail(index: RecallIndex) -> None:
 )
 def test_a_question_ends_with_its_mark(text: str, asks: bool) -> None:
     assert is_question(text) == asks
+
+
+def test_numbers_between_two_passages_take_no_memory(index: RecallIndex) -> None:
+    def write_below(folder: str, cube: str, text: str) -> None:
+        index.apply(1, [document(cube, text, name=f"/ns1/{folder}/{cube}")], [])
+
+    write_below("old", "a", "heron")
+    write_below("old", "b", "stork")
+    write_below("else", "c", "heron")
+    session = index._session
+    assert session is not None
+    session.rows._next += 100_000_000  # that many came and went
+    write_below("old", "d", "the heron")
+    write_below("else", "e", "heron")
+    tracemalloc.start()
+    try:
+        hits = found(index, "heron", {1: "/ns1/old"})
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert sorted(hit.id for hit in hits) == [b"a", b"d"]
+    assert peak_bytes < 1 << 20
