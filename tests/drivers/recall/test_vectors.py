@@ -1,5 +1,6 @@
 """How vectors come, stay, go with their passages, and wait to be made."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -51,6 +52,14 @@ def test_what_is_no_number_is_taken_for_nothing() -> None:
     values = np.array([[np.nan, 1.0], [0.0, 0.0], [np.inf, 1.0]], "<f4")
     rows = quantized(IndexVectors(A, 2, values.tobytes()))
     assert cosines(rows, rows) == pytest.approx([1.0, 0.0, 1.0])
+
+
+def test_a_comparison_takes_no_reference_with_it() -> None:
+    rows = quantized(IndexVectors(A, 2, np.ones((3, 2), "<f4").tobytes()))
+    before = sys.getrefcount(None)
+    for _ in range(1000):
+        cosines(rows, rows)
+    assert abs(sys.getrefcount(None) - before) < 100, "the process dies when there are none left"
 
 
 def test_vectors_outlive_the_process(index: RecallIndex, path: Path) -> None:
