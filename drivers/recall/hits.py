@@ -82,7 +82,10 @@ class Texts:
 
     def stored(self, number: int) -> str:
         """A passage as it is kept."""
-        return str(self._row("SELECT text FROM passage WHERE passage = ?", number)[0])
+        text = self._row("SELECT text FROM passage WHERE passage = ?", number)[0]
+        if not isinstance(text, str):
+            raise apsw.CorruptError("a passage is no text")
+        return text
 
     def _cube(self, doc: int) -> tuple[bytes, int, str]:
         row = self._row("SELECT id, version, producer FROM document WHERE doc = ?", doc)

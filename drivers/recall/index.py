@@ -13,6 +13,7 @@ before that.
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -45,10 +46,16 @@ __all__ = ["RecallIndex"]
 _LOG_BYTES: Final = 16 << 20
 """How long the write-ahead log may grow."""
 
-_UNUSABLE: Final = (
+_DAMAGE: Final = (
+    apsw.ConstraintError,  # the numbers in the file contradict each other
     apsw.CorruptError,
     apsw.NotADBError,
+    UnicodeDecodeError,  # only clean text is ever put in
+)
+_STRANGE: Final = (
+    apsw.MismatchError,
     apsw.SQLError,
+    apsw.TooBigError,
     # What rows set off that SQLite reads without a complaint, and nobody here has written.
     ArithmeticError,
     AttributeError,
@@ -56,12 +63,10 @@ _UNUSABLE: Final = (
     TypeError,
     ValueError,
 )
+"""Damage as well, or a fault of this program."""
 _ERRNO: Final[tuple[tuple[type[apsw.Error], Errno], ...]] = (
     (apsw.FullError, Errno.ENOSPC),
     (apsw.NoMemError, Errno.ENOMEM),
-    (apsw.ConstraintError, Errno.ECORRUPT),  # the numbers in the file contradict each other
-    (apsw.CorruptError, Errno.ECORRUPT),
-    (apsw.NotADBError, Errno.ECORRUPT),
     (apsw.Error, Errno.EIO),
 )
 
@@ -94,6 +99,8 @@ class RecallIndex:
         self._path = path
         self._session: _Session | None = None
         self._is_damaged = False
+        self._blamed: set[str] = set()
+        """Errors that were taken for damage, and where: one that comes again was none."""
         self._numbers_from = 0
         """Where a file that takes the place of a discarded one begins to count: somebody may still
         hold numbers of that one's passages."""
@@ -105,7 +112,7 @@ class RecallIndex:
         with self._guard():
             try:
                 return self._attach()
-            except _UNUSABLE:
+            except (*_DAMAGE, *_STRANGE):
                 self._discard()
                 return self._attach()
 
@@ -261,16 +268,35 @@ class RecallIndex:
         """SQLite's and the operating system's errors as MemError; damage is remembered."""
         try:
             yield
-        except apsw.Error as error:
-            errno = next(code for kind, code in _ERRNO if isinstance(error, kind))
-            self._is_damaged |= errno is Errno.ECORRUPT
-            raise MemError(errno, f"recall index: {error}") from error
-        except UnicodeDecodeError as error:  # only clean text is ever put in
-            self._is_damaged = True
-            raise MemError(Errno.ECORRUPT, f"recall index: {error}") from error
-        except OSError as error:
-            errno = Errno.ENOSPC if error.errno == Errno.ENOSPC else Errno.EIO
-            raise MemError(errno, f"recall index: {error}") from error
+        except (apsw.Error, OSError, *_DAMAGE, *_STRANGE) as error:
+            if self._is_damage(error):
+                self._is_damaged = True
+                what = f"recall index: {error} ({_place_of(error)})"
+                raise MemError(Errno.ECORRUPT, what) from error
+            if isinstance(error, apsw.Error | OSError):
+                raise MemError(_errno_of(error), f"recall index: {error}") from error
+            raise
+
+    def _is_damage(self, error: Exception) -> bool:
+        """What is strange is taken for damage once: where the file that was made anew sets it off
+        as well, it was none, and the next one is not to be discarded, too."""
+        if isinstance(error, _DAMAGE) or not isinstance(error, _STRANGE):
+            return isinstance(error, _DAMAGE)
+        is_new = (place := _place_of(error)) not in self._blamed
+        self._blamed.add(place)
+        return is_new
+
+
+def _errno_of(error: apsw.Error | OSError) -> Errno:
+    if isinstance(error, OSError):
+        return Errno.ENOSPC if error.errno == Errno.ENOSPC else Errno.EIO
+    return next(code for kind, code in _ERRNO if isinstance(error, kind))
+
+
+def _place_of(error: Exception) -> str:
+    """Kind and line, for people and to be known again."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} in {Path(frame.filename).name}:{frame.lineno}"
 
 
 @contextmanager

@@ -61,8 +61,8 @@ def cosines(query: Quantized, rows: Quantized) -> Scores:
     if not len(rows.steps):
         return np.zeros(0, np.float32)
     # Sums of products of int8 are whole numbers that float32 holds exactly, to 1,040 dimensions.
-    # Without `out`: with it simsimd gives back a reference to None that it never took, and after some
-    # thousands of calls the interpreter ends the process.
+    # Without `out`: with it simsimd gives back a reference to None that it never took, and after
+    # some thousands of calls the interpreter ends the process.
     cos: Scores = np.asarray(
         simsimd.cdist(query.steps[:1], rows.steps, metric="dot", out_dtype="f32")
     )[0]
