@@ -8,7 +8,8 @@ read past the RAM tier, which a rebuild would otherwise turn over.
 
 One cube never stops the index for all others: what is damaged, or what the index cannot make
 sense of, is left out and says so in its decisions. What may pass, a disk error or a shortage, is
-tried again instead, for the stamp would never come back to it. Kernel thread only; the index
+tried again instead, for the stamp would never come back to it. While the disk is full searches are
+answered from what is indexed, and say that they are behind. Kernel thread only; the index
 works on its own thread.
 """
 
@@ -78,6 +79,8 @@ class Indexer:
         self._waiting: list[tuple[int, Completion[None]]] = []
         self._is_running = False
         self._is_open = False
+        self._is_full = False
+        """The disk had no room for what was to be indexed last; what is indexed can be searched."""
         self.openings = 0
         """How often it was opened: with each the index may be another, or not complete yet."""
         self._is_closed = False
@@ -100,10 +103,11 @@ class Indexer:
             await self._catch_up()
             while not self._is_open:  # a search found it damaged meanwhile
                 await self._catch_up()
-            self.problem = ""
+            self.problem, self._is_full = "", False
         except Exception as error:
             # Whoever waits for the index must hear of it, whatever it was.
             self.problem = f"the index cannot follow: {error}"
+            self._is_full = self._is_open and _is_no_room(error)
             self._fail_waiting()
             self._timers.after(_RETRY_NS, self.kick)
             if not isinstance(error, MemError):
@@ -124,8 +128,9 @@ class Indexer:
         """A call of the index; after one that failed it is opened again, to see what it did."""
         try:
             return await self._io.run(work, *args)
-        except Exception:
-            self._is_open = False
+        except Exception as error:
+            # What found no room is safe to repeat, and others may search meanwhile.
+            self._is_open = self._is_open and _is_no_room(error)
             raise
 
     async def _rest(self, pause_ns: int) -> None:
@@ -275,16 +280,22 @@ class Indexer:
     def _fail_waiting(self) -> None:
         waiting, self._waiting = self._waiting, []
         for _, done in waiting:
-            done.fail(MemError(Errno.EAGAIN, self.problem))
+            if self._is_full:
+                done.resolve(None)
+            else:
+                done.fail(MemError(Errno.EAGAIN, self.problem))
 
     # -- for those who search and embed --------------------------------------------------------
 
-    async def catch_up(self) -> None:
+    async def catch_up(self) -> str:
         """Return when the index has seen all that was durable when this was called.
 
+        While the disk is full it returns at once, and says for people that the index is behind.
         Errors: EAGAIN while the index is being rebuilt or cannot follow.
         """
         wanted = self._log.durable_seq
+        if behind := self._behind(wanted):
+            return behind
         if self._rebuild_from is not None:
             raise MemError(Errno.EAGAIN, "the index is being rebuilt", indexed=self.indexed_seq)
         if self.indexed_seq < wanted or not self._is_open:
@@ -294,6 +305,14 @@ class Indexer:
             self._wake()
             self.kick()
             await done
+        return self._behind(wanted)
+
+    def _behind(self, wanted: int) -> str:
+        """What a search from the index as it is has to say; empty where it has seen `wanted`."""
+        is_complete = self._rebuild_from is None and self.indexed_seq >= wanted
+        if is_complete or not (self._is_full and self._is_open):
+            return ""
+        return f"behind: not all that was written is found: {self.problem}"
 
     async def ask(self, work: Callable[..., T], *args: Any) -> T:
         """A call of the index that changes nothing that its stamp stands for.
@@ -314,6 +333,10 @@ class Indexer:
         """For good: nothing opens it again."""
         self._is_closed = True
         await self._io.run(self.index.close)
+
+
+def _is_no_room(error: Exception) -> bool:
+    return isinstance(error, MemError) and error.errno is Errno.ENOSPC
 
 
 def _facets(row: CubeRow) -> IndexFacets:

@@ -21,7 +21,7 @@ from libmem.abi.index import (
     IndexWeights,
 )
 from libmem.abi.limits import BESIDE_MAX, HITS_MAX, QUERY_MAX_CHARS, SEARCH_WAIT_MAX_MS
-from libmem.abi.names import namespace_of, parse_subtree
+from libmem.abi.names import NameRef, namespace_of, parse_subtree
 from libmem.abi.structs import Beside, Hit, SearchMode
 from memosd.kernel.access import EXECUTE, READ, Identity, allows
 from memosd.kernel.cubes import Cubes
@@ -68,26 +68,30 @@ class Recall:
         question = self._question(who, request, under)
         if not question.spaces:
             return SearchReply(hits=())
-        await self._indexer.catch_up()
+        behind = await self._indexer.catch_up()
+        if behind:  # what stands beside a hit may be of a text that is gone by now
+            question = question._replace(beside=0)
         openings = self._indexer.openings
         plan = await self._indexer.ask(self._indexer.index.plan, question)
         vector, notice = await self._match(session, request, question, plan)
         found = await self._indexer.ask(self._indexer.index.rank, plan, vector)
-        hits = list(islice(self._visible(who, found, under), request.k))
+        visible = partial(self._visible, who, under, is_behind=bool(behind))
+        hits = list(islice(visible(found), request.k))
         while len(hits) < request.k and len(found) >= question.limit < _CANDIDATES_MAX:
             # What went since the index saw it was dropped: look further down the ranking.
             question = question._replace(limit=4 * question.limit)
             plan = await self._indexer.ask(self._indexer.index.plan, question)
             await self._indexer.ask(self._indexer.index.match, plan)
             found = await self._indexer.ask(self._indexer.index.rank, plan, vector)
-            hits = list(islice(self._visible(who, found, under), request.k))
+            hits = list(islice(visible(found), request.k))
         if self._indexer.openings != openings:
             raise MemError(Errno.EAGAIN, "the index was opened again under the search")
         if request.budget_tokens:
             hits = list(_within(hits, request.budget_tokens))
         if plan.lacks_vectors:
             notice = _NO_VECTORS[request.mode]
-        return SearchReply(hits=tuple(hits), understood=plan.understood, notice=notice)
+        notices = "; ".join(filter(None, (behind, notice)))
+        return SearchReply(hits=tuple(hits), understood=plan.understood, notice=notices)
 
     def _question(self, who: Identity, request: Search, under: str) -> IndexQuestion:
         wall_ns = self._parts.clock.wall_ns()
@@ -169,12 +173,16 @@ class Recall:
 
     # -- what the caller sees ------------------------------------------------------------------
 
-    def _visible(self, who: Identity, found: list[IndexHit], under: str) -> Iterator[Hit]:
+    def _visible(
+        self, who: Identity, under: str, found: list[IndexHit], *, is_behind: bool
+    ) -> Iterator[Hit]:
         rank = 0
         for candidate in found:
             row = self._cubes.readable_row(who, candidate.id)
             if row is None or not is_under(row.name, under):
                 continue
+            if is_behind and not self._has(row.name, candidate.version):
+                continue  # its words are to be found nowhere any more
             rank += 1
             beside = tuple(self._beside(who, candidate))
             yield Hit(
@@ -188,6 +196,13 @@ class Recall:
                 tokens=_tokens(candidate.passage) + sum(_tokens(each.text) for each in beside),
                 beside=beside,
             )
+
+    def _has(self, name: str, version: int) -> bool:
+        try:
+            self._parts.table.resolve(NameRef(name, version))
+        except MemError:
+            return False
+        return True
 
     def _beside(self, who: Identity, hit: IndexHit) -> Iterator[Beside]:
         for each in hit.beside:

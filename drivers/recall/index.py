@@ -101,6 +101,8 @@ class RecallIndex:
         self._is_damaged = False
         self._blamed: set[str] = set()
         """Errors that were taken for damage, and where: one that comes again was none."""
+        self._is_log_due = False
+        """The log could not be emptied last; what was removed may lie in it."""
         self._numbers_from = 0
         """Where a file that takes the place of a discarded one begins to count: somebody may still
         hold numbers of that one's passages."""
@@ -108,8 +110,10 @@ class RecallIndex:
 
     def open(self) -> int:
         """Open or make the file; return its stamp, 0 when it is new or had to be discarded."""
-        self.close()
         with self._guard():
+            if self._is_damaged:
+                self._discard()
+            self._let_go()
             try:
                 return self._attach()
             except (*_DAMAGE, *_STRANGE):
@@ -205,7 +209,7 @@ class RecallIndex:
                 self._discard()
             elif self._session is not None:
                 try:
-                    empty_log(self._session.db, self._session.fd, self._path)
+                    self._empty_log(self._session.db, self._session.fd)
                 finally:
                     self._let_go()
 
@@ -228,9 +232,13 @@ class RecallIndex:
             db = apsw.Connection(str(self._path))
             stack.callback(db.close, True)
             stamp = prepare(db)
-            if self._numbers_from:
-                db.execute("UPDATE state SET next = max(next, ?)", (self._numbers_from,))
-            empty_log(db, fd, self._path)  # where a crash came between a removal and this
+            numbers = {"from": self._numbers_from}
+            db.execute("UPDATE state SET next = :from WHERE next < :from", numbers)
+            try:
+                self._empty_log(db, fd)  # where a crash came between a removal and this
+            except (apsw.FullError, OSError) as error:
+                if _errno_of(error) is not Errno.ENOSPC:
+                    raise
             rows, vectors = DocumentRows(db), VectorRows(db)
             catalogue = Catalogue(rows, vectors)
             search = Search(db, rows, vectors, catalogue)
@@ -248,8 +256,13 @@ class RecallIndex:
             raise
 
     def _bound_log(self, session: _Session, *, is_due: bool) -> None:
-        if is_due or log_bytes(self._path) > _LOG_BYTES:
-            empty_log(session.db, session.fd, self._path)
+        if is_due or self._is_log_due or log_bytes(self._path) > _LOG_BYTES:
+            self._empty_log(session.db, session.fd)
+
+    def _empty_log(self, db: apsw.Connection, fd: int) -> None:
+        self._is_log_due = True
+        empty_log(db, fd, self._path)
+        self._is_log_due = False
 
     def _let_go(self) -> None:
         session, self._session = self._session, None

@@ -217,3 +217,24 @@ def test_vectors_survive_a_kill(daemon: Daemon) -> None:
         recall = client.info().recall
         assert (recall.waiting, recall.passages) == (0, 3)
         check(client)
+
+
+def test_a_full_disk_leaves_what_is_indexed(idle: Daemon) -> None:
+    idle.start()
+    with idle.connect() as client:
+        client.make_namespace("/t")
+        client.write("/t/old", "a heron")
+        assert [hit.name for hit in client.search("heron", mode=SearchMode.WORDS)] == ["/t/old"]
+    idle.stop()
+    idle.start("index.commit.before=enospc")
+    with idle.connect() as client:
+        client.write("/t/new", "a heron")
+        for _ in range(3):
+            reply = ask(client, "heron", SearchMode.WORDS)
+            assert [hit.name for hit in reply.hits] == ["/t/old"]
+            assert reply.notice.startswith("behind: not all that was written is found: ")
+    idle.stop()
+    idle.start()
+    with idle.connect() as client:
+        reply = ask(client, "heron", SearchMode.WORDS)
+        assert (sorted(hit.name for hit in reply.hits), reply.notice) == (["/t/new", "/t/old"], "")

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence, Set
 
-from libmem.abi.errors import MemError
+from libmem.abi.errors import Errno, MemError
 from libmem.abi.index import (
     HIT_END,
     HIT_START,
@@ -41,6 +41,8 @@ class FakeIndex:
         """By passage."""
         self.failure: MemError | None = None
         """Raised by every call while it is set."""
+        self.is_full = False
+        """The disk: what is there can be searched, nothing can be added."""
         self.clears = 0
         self.ranked_with: IndexVectors | None = None
         """The vector of the last search."""
@@ -57,6 +59,8 @@ class FakeIndex:
         self, stamp: int, documents: Sequence[IndexDocument], removed: Iterable[bytes]
     ) -> None:
         self._fail_as_planned()
+        if self.is_full:
+            raise MemError(Errno.ENOSPC, "no room")
         for cube_id in removed:
             self.documents.pop(cube_id, None)
             self._drop_passage(cube_id)

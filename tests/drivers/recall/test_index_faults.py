@@ -198,6 +198,25 @@ def fail(*_: object) -> None:
     raise MemoryError
 
 
+def test_a_log_that_found_no_room_is_emptied_later(
+    index: RecallIndex, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_: object) -> None:
+        raise OSError(Errno.ENOSPC, "no room")
+
+    words = secrets(30)
+    fill(index, words)
+    with monkeypatch.context() as full:
+        full.setattr("memosd.drivers.recall.index.empty_log", no_room)
+        with raises(Errno.ENOSPC):
+            index.apply(1000, [], [b"7"])
+        assert ids(index, words[7]) == []
+        assert index.open() == 1000
+    assert traces(path, [words[7]]) != []
+    index.apply(1001, [document("new", "heron")], [])
+    assert traces(path, [words[7]]) == []
+
+
 # -- files that are no good --------------------------------------------------------------------
 
 
