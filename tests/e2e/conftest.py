@@ -9,20 +9,15 @@ import pytest
 
 import libmem
 from libmem.abi.calls import UnlinkCube
-from tests.e2e.daemon import Daemon, eventually, tier
+from tests.e2e.daemon import Daemon, eventually, running, tier
 
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Daemon]:
     """A running daemon for all tests of a file; none of them may end it."""
     daemon = Daemon()
-    try:
-        daemon.start()
-    except BaseException:
-        daemon.destroy()
-        raise
-    yield daemon
-    daemon.finish()
+    with running(daemon):
+        yield daemon
 
 
 @pytest.fixture

@@ -17,14 +17,15 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import libmem
 from libmem.abi.calls import InfoReply
 from libmem.abi.structs import TierStat
 
-__all__ = ["PATIENCE_S", "ROOT", "Daemon", "eventually", "tier"]
+__all__ = ["PATIENCE_S", "ROOT", "Daemon", "eventually", "running", "tier"]
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60.0
@@ -271,3 +272,15 @@ class Daemon:
     @property
     def _log_path(self) -> Path:
         return self.folder / "log"
+
+
+@contextmanager
+def running(daemon: Daemon) -> Iterator[None]:
+    """Start it; end it in order, and hold it to what `finish` holds every daemon to."""
+    try:
+        daemon.start()
+    except BaseException:
+        daemon.destroy()
+        raise
+    yield
+    daemon.finish()

@@ -1,8 +1,10 @@
-"""What the tests of ingesting look at: texts in their order, versions, the only cube."""
+"""What the tests of memories look at: texts in their order, versions, whether all is embedded."""
 
 import libmem
+from libmem.abi.structs import SearchMode
+from tests.e2e.daemon import eventually
 
-__all__ = ["PARAGRAPH", "only", "place", "snapshot", "texts"]
+__all__ = ["PARAGRAPH", "only", "place", "settle", "snapshot", "texts"]
 
 PARAGRAPH = (
     "The lapwing builds its nest on open ground, a shallow scrape lined with grass, and lays four "
@@ -30,3 +32,17 @@ def only(client: libmem.Client, folder: str = "/t") -> libmem.Stat:
     """The one cube below a folder."""
     (stat,) = client.list(folder, is_recursive=True)
     return stat
+
+
+def settle(client: libmem.Client) -> None:
+    """Wait until the index knows everything and everything has its vectors."""
+
+    def is_settled() -> bool:
+        try:
+            client.search("settled", mode=SearchMode.WORDS)
+        except libmem.MemError:
+            return False  # it is being rebuilt
+        recall = client.info().recall
+        return bool(recall.embedder) and recall.waiting == 0
+
+    eventually(is_settled, "everything is embedded")

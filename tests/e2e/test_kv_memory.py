@@ -8,7 +8,7 @@ import libmem
 from libmem import Governance, Quota
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.structs import Stat
-from tests.e2e.daemon import Daemon, eventually, tier
+from tests.e2e.daemon import Daemon, eventually, running, tier
 from tests.e2e.modelprocess import ModelProcess, require_transformers
 
 STORE = """
@@ -45,13 +45,8 @@ def shared() -> Iterator[Daemon]:
     """As everywhere, but what expires is removed at once."""
     daemon = Daemon()
     daemon.config = "[behaviour]\nexpiry_sweep_s = 0.05\n"
-    try:
-        daemon.start()
-    except BaseException:
-        daemon.destroy()
-        raise
-    yield daemon
-    daemon.finish()
+    with running(daemon):
+        yield daemon
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from libmem.abi.calls import Search, WriteCube
 from libmem.abi.errors import Errno
 from libmem.abi.structs import SearchMode
 from tests.e2e.actor import Actor, require_other_users
-from tests.e2e.daemon import Daemon, eventually
+from tests.e2e.daemon import Daemon, eventually, running
+from tests.e2e.memories import settle
 
 DAY_NS = 86_400 * 10**9
 MAY_2023_NS = 1_683_500_000 * 10**9
@@ -32,19 +33,8 @@ def shared(minilm: Path) -> Iterator[Daemon]:
     daemon.config = '[listen]\nmode = "0666"\n'
     daemon.folder.chmod(0o755)
     daemon.embedder = str(minilm)
-    try:
-        daemon.start()
-    except BaseException:
-        daemon.destroy()
-        raise
-    yield daemon
-    daemon.finish()
-
-
-def settle(client: libmem.Client) -> None:
-    """Wait until everything has its vectors."""
-    client.search("settled", mode=SearchMode.WORDS)
-    eventually(lambda: client.info().recall.waiting == 0, "everything is embedded")
+    with running(daemon):
+        yield daemon
 
 
 def names(client: libmem.Client, query: str, **options: object) -> list[str]:

@@ -12,6 +12,7 @@ import libmem
 from libmem.abi.calls import Search, SearchReply, WriteCube
 from libmem.abi.structs import SearchMode
 from tests.e2e.daemon import Daemon, eventually
+from tests.e2e.memories import settle
 
 TEXTS = {
     "/t/pet": "I adopted a kitten from the shelter.",
@@ -31,20 +32,6 @@ def daemon(idle: Daemon, minilm: Path) -> Daemon:
             client.write(name, text)
         settle(client)
     return idle
-
-
-def settle(client: libmem.Client) -> None:
-    """Wait until the index knows everything and everything has its vectors."""
-
-    def is_settled() -> bool:
-        try:
-            client.search("settled", mode=SearchMode.WORDS)
-        except libmem.MemError:
-            return False  # it is being rebuilt
-        recall = client.info().recall
-        return bool(recall.embedder) and recall.waiting == 0
-
-    eventually(is_settled, "everything is embedded")
 
 
 def ask(client: libmem.Client, query: str, mode: SearchMode = SearchMode.HYBRID) -> SearchReply:

@@ -26,6 +26,7 @@ from memosd.tools.bench.daemon import private_daemon
 from memosd.tools.bench.process import workers
 from memosd.tools.bench.report import Report, at_most, row
 from memosd.tools.bench.samples import interleave, percentile, ratios, sample
+from memosd.tools.bench.writes import write_all
 
 __all__ = ["FULL", "QUICK", "Plan", "measure"]
 
@@ -114,9 +115,7 @@ def _register(client: libmem.Client, cubes: list[list[int]]) -> None:
             _write(_name(first + at), tokens)
             for at, tokens in enumerate(cubes[first : first + _BATCH])
         ]
-        for outcome in client.batch(calls):
-            if isinstance(outcome, MemError):
-                raise outcome
+        write_all(client, calls, _BATCH)
 
 
 def _write(name: str, tokens: list[int]) -> WriteCube:

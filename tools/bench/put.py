@@ -29,6 +29,7 @@ from memosd.tools.bench.daemon import private_daemon
 from memosd.tools.bench.process import Worker, workers
 from memosd.tools.bench.report import Report, at_least, row
 from memosd.tools.bench.samples import interleave, ratios, sample
+from memosd.tools.bench.writes import write_all
 
 __all__ = ["FULL", "QUICK", "Plan", "measure"]
 
@@ -177,9 +178,7 @@ def _batches(client: libmem.Client, who: int, size: int) -> Write:
             )
             for number in range(first, first + size)
         ]
-        for outcome in client.batch(calls):
-            if isinstance(outcome, MemError):
-                raise outcome
+        write_all(client, calls, size)
         return size
 
     return write

@@ -24,6 +24,7 @@ from memosd.tools.bench.daemon import Daemon, private_daemon
 from memosd.tools.bench.process import workers
 from memosd.tools.bench.report import Report, Row, at_most, row
 from memosd.tools.bench.samples import interleave, percentile, ratios, sample
+from memosd.tools.bench.writes import write_all
 
 __all__ = ["FULL", "QUICK", "Plan", "measure"]
 
@@ -186,9 +187,7 @@ def _writer(runtime_dir: Path, batch: int) -> Iterator[Callable[[tuple[int, int]
                     WriteCube(_name(number), note(number, _NOTE_BYTES).encode())
                     for number in numbers[at : at + batch]
                 ]
-                for outcome in client.batch(calls):
-                    if isinstance(outcome, MemError):
-                        raise outcome
+                write_all(client, calls, batch)
 
         yield write
 
