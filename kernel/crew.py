@@ -5,6 +5,7 @@ number of places has one process after another. Invariant: whoever is a member w
 daemon and has not been reaped, so that its process id is nobody else's. Kernel thread only.
 """
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Final
@@ -37,7 +38,7 @@ class _Place:
     """One worker, and those before it."""
 
     __slots__ = ("can_begin", "deaths", "held", "is_doomed", "jobs", "pid", "problem", "reason",
-                 "session", "starts", "state", "timer")  # fmt: skip
+                 "session", "starts", "state", "timer", "turn")  # fmt: skip
 
     def __init__(self) -> None:
         self.pid = 0
@@ -50,6 +51,8 @@ class _Place:
         """It was killed, and is not reaped yet."""
         self.jobs = 0
         self.starts = 0
+        self.turn = 0
+        """Larger than that of all workers that were started before it."""
         self.can_begin = True
         """The last one came so far as to ask for work."""
         self.deaths = 0
@@ -72,6 +75,7 @@ class Crew:
         self._no_workers = parameters.no_workers
         self._places: list[_Place] = []
         self._by_pid: dict[int, _Place] = {}
+        self._turns = itertools.count(1)
         self._all_gone: Completion[None] | None = None
         self.on_lost: Callable[[int, str], None] = _nobody_listens
         """Process id and reason of a worker that is gone with what it had in hand."""
@@ -119,6 +123,7 @@ class Crew:
             return
         _log.info("a worker was started", pid=place.pid)
         self._by_pid[place.pid] = place
+        place.turn = next(self._turns)
         late = partial(self.kill, place.pid, f"it did not begin in {_BEGIN_MAX_NS // 10**9} s")
         place.timer = self._timers.after(_BEGIN_MAX_NS, late)
 
@@ -153,11 +158,12 @@ class Crew:
         place = self._by_pid.get(pid)
         return place is not None and not place.is_doomed and self._workers.is_alive(pid)
 
-    def took(self, pid: int) -> None:
-        """A member has one more job in hand."""
+    def took(self, pid: int) -> int:
+        """A member has one more job in hand; the member's turn among all that were started."""
         place = self._by_pid[pid]
         place.held += 1
         place.state = "busy"
+        return place.turn
 
     def gave_back(self, pid: int, *, is_good: bool) -> None:
         """A member is done with a job; `is_good`: it brought a result."""

@@ -60,6 +60,10 @@ class QueryVector:
         """Once it is there. Errors: whatever the job failed with; EIO, it is no vector."""
         return _vectors(self._job.done.result(), 1)[0]
 
+    @property
+    def job(self) -> Job:
+        return self._job
+
     def cancel(self) -> None:
         """Nobody waits for it any more."""
         self._job.cancel()
@@ -79,6 +83,8 @@ class Embedding:
         self._refused: set[int] = set()
         self._refusal = ""
         """Why the last of them."""
+        self._newest = 0
+        """The turn of the newest worker that any vector came from."""
         self._halves: list[list[IndexPassage]] = []
         """Batches that failed, to be tried again in parts."""
         self._running = 0
@@ -109,9 +115,18 @@ class Embedding:
         request = EmbedRequest(texts=(text,), has_pieces=False)
         return QueryVector(self._jobs.submit(JobClass.QUERY, uid, request))
 
-    async def use(self, model: str) -> None:
-        """A worker made a vector of this model; where the index has others', they are made anew."""
+    async def use(self, model: str, job: Job) -> None:
+        """A job made vectors of this model; where the index has others', they are made anew.
+
+        Workers load what lies in the model's folder when they begin, so the newest has what is
+        meant; one that has another is replaced. Errors: EAGAIN (that one made these), the index's.
+        """
         index = self._indexer.index
+        if model != index.counts.model and job.turn < self._newest:
+            reason = "its model is not the one that newer workers have"
+            self._jobs.replace_worker(job, reason)
+            raise MemError(Errno.EAGAIN, f"a worker is replaced: {reason}")
+        self._newest = max(self._newest, job.turn)
         if model != index.counts.model:
             await self._indexer.ask(index.use_model, model)
             self._refused.clear()  # what one model cannot take another may
@@ -177,7 +192,7 @@ class Embedding:
             job = self._submit(batch)
             vectors = _vectors(await job.done, len(batch))
             self._pace.learn(vectors[0].model, _characters(batch), job.took_ns)
-            await self._keep(batch, vectors)
+            await self._keep(batch, vectors, job)
         except MemError as error:
             if error.errno in _TRANSIENT:
                 self._halves.append(batch)  # as small as it is by now
@@ -194,11 +209,11 @@ class Embedding:
         except MemError as error:
             raise MemError(Errno.EAGAIN, error.message) from None
 
-    async def _keep(self, batch: list[IndexPassage], vectors: list[IndexVectors]) -> None:
+    async def _keep(self, batch: list[IndexPassage], vectors: list[IndexVectors], job: Job) -> None:
         """Errors: EINVAL (they are no vectors), EAGAIN (all else: no text is to blame for it)."""
         kept = {passage.number: rows for passage, rows in zip(batch, vectors, strict=True)}
         try:
-            await self.use(vectors[0].model)
+            await self.use(vectors[0].model, job)
             await self._indexer.ask(self._indexer.index.keep, kept)
         except MemError as error:
             if error.errno is Errno.EINVAL:

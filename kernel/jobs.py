@@ -41,7 +41,7 @@ class Job:
     """One request. Await `done` for the result's body; `cancel` when nobody does any more."""
 
     __slots__ = ("account", "begun_ns", "body", "deadline", "done", "hand_outs", "id",
-                 "is_waiting", "job_class", "limit", "pid", "took_ns")  # fmt: skip
+                 "is_waiting", "job_class", "limit", "pid", "took_ns", "turn")  # fmt: skip
 
     def __init__(self, number: int, job_class: JobClass, account: int, body: bytes) -> None:
         self.id = number
@@ -56,6 +56,8 @@ class Job:
         self.hand_outs = 0
         self.pid = 0
         """The worker that had it last."""
+        self.turn = 0
+        """That worker's: larger than that of all who were started before it."""
         self.begun_ns = 0
         self.took_ns = 0
         """How long the worker that returned it had it."""
@@ -212,6 +214,10 @@ class Jobs:
         """The workers, for people."""
         return self.crew.stats()
 
+    def replace_worker(self, job: Job, reason: str) -> None:
+        """End the worker that had the job last, where it is still there; another one begins."""
+        self.crew.kill(job.pid, reason)
+
     def waiting(self, job_class: JobClass) -> int:
         """How many jobs of a class no worker has in hand."""
         return len(self._queues[job_class])
@@ -270,7 +276,7 @@ class Jobs:
         job.hand_outs += 1
         job.begun_ns = self._clock.monotonic_ns()
         self._running[job.id] = job
-        self.crew.took(pid)
+        job.turn = self.crew.took(pid)
         job.limit = self._timers.after(self._run_max_ns, partial(self._overran, job))
         return JobReply(id=job.id, job_class=job.job_class, body=job.body)
 

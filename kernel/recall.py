@@ -145,7 +145,7 @@ class Recall:
                 reason = self._embedding.problem or f"no vector within {request.wait_ms} ms"
                 raise MemError(Errno.EAGAIN, reason)
             vector = coming.result()
-            await self._embedding.use(vector.model)
+            await self._embedding.use(vector.model, coming.job)
             return vector, ""
         except MemError as error:
             return None, self._without(request, error)

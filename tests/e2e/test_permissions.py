@@ -52,6 +52,41 @@ def _answers(daemon: Daemon, program: str, uid: int, *groups: int) -> list[str]:
     return answers
 
 
+def test_nobody_ends_what_he_may_not_change(public: Daemon) -> None:
+    facts = """
+from libmem import Governance
+client.make_namespace("/mine")
+client.make_namespace("/open", mode=0o755)
+client.make_namespace("/commons", mode=0o777)
+client.write("/mine/fact", "hidden")
+client.write("/open/fact", "to be read", governance=Governance(mode=0o644))
+client.write("/commons/fact", "to be read", governance=Governance(mode=0o644))
+client.write("/commons/all", "for everybody", governance=Governance(mode=0o666))
+say("made")
+hear()
+for name in ("/mine/fact", "/open/fact", "/commons/fact", "/commons/all"):
+    say((client.stat(name).version, client.stat(name).descriptive.superseded_by != ""))
+"""
+    program = """
+client.make_namespace("/theirs")
+for name in ("/mine/fact", "/mine/absent", "/open/fact", "/commons/fact"):
+    say(errno_of(client.write, "/theirs/news", "news", supersedes=(name,)))
+    say(errno_of(client.write, "/theirs/news", "news", supersedes=("/commons/all", name)))
+say(errno_of(client.stat, "/theirs/news"))
+client.write("/theirs/news", "news", supersedes=("/commons/all",))
+say(client.stat("/commons/all").descriptive.superseded_by == client.stat("/theirs/news").id.hex())
+"""
+    with Actor(public, facts, OWNER, (OWNER,)) as owner:
+        owner.expect("made")
+        refused = ["EACCES"] * 8
+        assert _answers(public, program, OTHER) == [*refused, "ENOENT", "True"]
+        owner.tell("look")
+        assert [owner.hear() for _ in range(4)] == [
+            *["(1, False)"] * 3,
+            "(2, True)",
+        ], "a refusal ends nothing, not even what may be ended"
+
+
 def test_nothing_of_a_private_namespace_is_for_others(public: Daemon) -> None:
     program = f"""
 from libmem.abi import calls as c

@@ -27,7 +27,7 @@ class SentJob:
         self.job_class, self.request = job_class, request
         self.done: Completion[bytes] = Completion()
         self.is_cancelled = False
-        self.took_ns = 1
+        self.took_ns = self.turn = 1
 
     def cancel(self) -> None:
         self.is_cancelled = True
@@ -50,6 +50,7 @@ class FakeJobs:
 
     def __init__(self) -> None:
         self.sent: list[SentJob] = []
+        self.replaced: list[int] = []
         self.is_possible = True
         self.is_called_up = False
         self.problem = ""
@@ -65,6 +66,9 @@ class FakeJobs:
         job = SentJob(job_class, request)
         self.sent.append(job)
         return job
+
+    def replace_worker(self, job: SentJob, reason: str) -> None:
+        self.replaced.append(job.turn)
 
     def take(self) -> SentJob:
         return self.sent.pop(0)
@@ -319,12 +323,31 @@ def test_a_worker_is_called_before_anybody_asks(world: World) -> None:
 def test_a_query_by_another_model_makes_all_wait_again(world: World) -> None:
     world.write(["one", "two"])
     world.answer_all()
-    spawn(world.embedding.use(MODEL))
+    coming = world.embedding.of_query("what", 7)
+    world.jobs.take()
+    spawn(world.embedding.use(MODEL, coming.job))
     assert world.jobs.sent == []
-    spawn(world.embedding.use(OTHER))
+    spawn(world.embedding.use(OTHER, coming.job))
     while world.jobs.sent:
         world.jobs.take().answer(OTHER)
     assert world.index.counts == (2, 0, OTHER)
+
+
+def test_workers_with_two_models_do_not_undo_each_others_work(world: World) -> None:
+    """A model's folder was replaced: who began before has the old one."""
+    world.write([f"text {number}" for number in range(300)])
+    world.jobs.take().answer(MODEL)
+    rounds = 0
+    while world.jobs.sent and rounds < 100:
+        rounds += 1
+        job = world.jobs.take()
+        is_old = rounds % 2 == 0 and not world.jobs.replaced
+        job.turn = 2 if is_old else 3
+        job.answer(MODEL if is_old else OTHER)
+        if not world.jobs.sent:
+            world.pass_time(SECOND_NS)
+    assert world.jobs.replaced == [2]
+    assert world.index.counts == (300, 0, OTHER)
 
 
 def test_without_an_embedder_nothing_is_sent(world: World) -> None:
