@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -155,6 +156,41 @@ def test_another_model_replaces_all_vectors(
         eventually(lambda: client.info().recall.embedder == before, "the first model is back")
         settle(client)
         check(client)
+
+
+@pytest.mark.timeout(300)
+def test_a_model_replaced_under_two_workers(
+    idle: Daemon, minilm: Path, small_model: Path, tmp_path: Path
+) -> None:
+    """One of them begins again, with the new model; the other one does not fight it."""
+    folder = tmp_path / "model"
+    shutil.copytree(minilm, folder)
+    idle.embedder = str(folder)
+    idle.config = "[workers]\ncount = 2\n"
+    idle.start()
+    with idle.connect() as client:
+        client.make_namespace("/t")
+        for number in range(300):
+            client.write(f"/t/n{number}", f"Number {number}. It is a number.")
+        settle(client)
+        before = client.info().recall.embedder
+        old = {each.pid for each in client.info().workers}
+        assert len(old) == 2
+        shutil.rmtree(folder)
+        shutil.copytree(small_model, folder)
+        os.kill(min(old), signal.SIGKILL)
+
+        def is_replaced() -> bool:
+            client.call(Search("number", wait_ms=100))  # queries go to either
+            client.write("/t/more", f"More at {time.monotonic()}.")
+            info = client.info()
+            running = {each.pid for each in info.workers if each.state in ("idle", "busy")}
+            return info.recall.embedder != before and len(running - old) == 2
+
+        eventually(is_replaced, "both have the new model")
+        settle(client)
+        assert client.info().recall.embedder != before
+        assert ask(client, "number 7").notice == ""
 
 
 # -- the index's file ------------------------------------------------------------------------------
