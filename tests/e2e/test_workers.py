@@ -146,7 +146,7 @@ def test_a_worker_that_hangs_is_killed(daemon: JobDaemon) -> None:
     pid = daemon.employ()
     daemon.submit("job", "embed", "hang")
     assert daemon.outcome("job") == "ETIMEDOUT: the job was not done within 2 s"
-    assert is_gone(pid)
+    eventually(lambda: is_gone(pid), "it is killed")
     daemon.submit("other", "query", "heron")
     assert daemon.outcome("other").endswith("heron")
 
