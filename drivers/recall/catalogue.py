@@ -80,7 +80,7 @@ class Catalogue:
     def counts(self) -> IndexCounts:
         return IndexCounts(
             sum(columns.alive for columns in self.spaces.values()),
-            sum(int(columns.waiting().sum()) for columns in self.spaces.values()),
+            sum(columns.lacking for columns in self.spaces.values()),
             self._vectors.model.fingerprint,
         )
 

@@ -16,7 +16,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from memosd.drivers.recall.documents import Entry, Span, unpack_lengths
+from memosd.drivers.recall.column import Column, grown
+from memosd.drivers.recall.documents import Entry, Span
 
 __all__ = ["Bools", "Columns", "Floats", "Interned", "Ints", "Links", "Scores"]
 
@@ -33,7 +34,7 @@ _KINDS: Final[dict[str, Any]] = {
     "type": np.int32,
     "semantic_type": np.int32,
     "producer": np.int32,
-    "session": np.int64,
+    "session": np.int32,
     "place": np.int32,
     "place_before": np.int32,
     "place_after": np.int32,
@@ -41,17 +42,16 @@ _KINDS: Final[dict[str, Any]] = {
     "valid_from_ns": np.int64,
     "valid_to_ns": np.int64,
     "written_ns": np.int64,
-    "priority": np.int32,
-    "characters": np.int32,
+    "priority": np.int16,
+    "characters": np.int16,
     "is_question": np.bool_,
     "is_first": np.bool_,
     "is_last": np.bool_,
     "is_alive": np.bool_,
     "has_vector": np.bool_,
 }
-_OF_PASSAGE: Final = ("number", "characters", "is_question", "is_first", "is_last")
+_TIMES: Final = ("event_time_ns", "valid_from_ns", "valid_to_ns", "written_ns")
 _WORN_ROWS: Final = 1_000
-_CAPACITY: Final = 64
 
 
 class Interned:
@@ -64,6 +64,12 @@ class Interned:
 
     def add(self, value: Any) -> int:
         return self.numbers.setdefault(value, len(self.numbers)) if value else self.NONE
+
+    def add_all(self, values: Sequence[Any]) -> list[int]:
+        """A value each."""
+        add = self.add
+        known = {value: add(value) for value in dict.fromkeys(values)}
+        return [known[value] for value in values]
 
     def find(self, values: Iterable[Any]) -> list[int]:
         """The numbers of those that are known."""
@@ -91,6 +97,8 @@ class Columns:
         self.alive = 0
         self.generation = 0
         """Another one whenever anything changed."""
+        self.lacking = 0
+        """Rows that `waiting` would say."""
         self._altered = 0
         """Cubes that had other facts before, whose names and places are still interned."""
         self.folders = Interned()
@@ -102,10 +110,10 @@ class Columns:
         self.steps: NDArray[np.int8] = np.zeros((0, 0), np.int8)
         """The whole's vector of each row, quantized; [rows, dimensions]."""
         self.scale: NDArray[np.float32] = np.zeros(0, np.float32)
-        self._arrays = {name: np.zeros(_CAPACITY, kind) for name, kind in _KINDS.items()}
+        self._columns = {name: Column(kind) for name, kind in _KINDS.items()}
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        return self._arrays[name][: self.count]
+        return self._columns[name].rows
 
     @property
     def is_worn(self) -> bool:
@@ -127,43 +135,46 @@ class Columns:
         if not entries:
             return
         self.generation += 1
-        per_cube = [self._facts(entry) for entry in entries]
-        lengths = [unpack_lengths(entry.lengths) for entry in entries]
-        repeats = [len(each) for each in lengths]
-        first, total = self.count, sum(repeats)
-        self._grow(first + total)
-        self.count += total
-        self.alive += total
-        for name, *values in zip(per_cube[0], *(facts.values() for facts in per_cube), strict=True):
-            self._arrays[name][first : self.count] = np.repeat(
-                np.asarray(values, _KINDS[name]), repeats
-            )
-        of_passage = zip(
-            *(
-                (entry.doc + at, characters, asks, at == 0, at == len(each) - 1)
-                for entry, each in zip(entries, lengths, strict=True)
-                for at, (characters, asks) in enumerate(each)
-            ),
-            strict=True,
-        )
-        for name, column in zip(_OF_PASSAGE, of_passage, strict=True):
-            self._arrays[name][first : self.count] = column
-        self._arrays["is_alive"][first : self.count] = True
-        self._arrays["has_vector"][first : self.count] = False
+        packed = np.frombuffer(b"".join(entry.lengths for entry in entries), np.uint16)
+        passages = np.array([len(entry.lengths) for entry in entries]) // packed.itemsize
+        if passages.sum() != len(packed):
+            raise ValueError("half a length")
+        self.count += len(packed)
+        self.alive += len(packed)
+        self.steps = grown(self.steps, self.count)
+        self.scale = grown(self.scale, self.count)
+        per_cube = self._facts(entries)
+        for name, values in per_cube.items():
+            self._columns[name].append(np.repeat(np.array(values, _KINDS[name]), passages))
+        ends = np.cumsum(passages)
+        within = np.arange(len(packed)) - np.repeat(ends - passages, passages)
+        of_passage: dict[str, NDArray[Any]] = {
+            "number": np.repeat(np.array(per_cube["doc"]), passages) + within,
+            "characters": packed >> 1,
+            "is_question": packed & 1,
+            "is_first": within == 0,
+            "is_last": within == np.repeat(passages, passages) - 1,
+            "is_alive": np.ones(len(packed), np.bool_),
+            "has_vector": np.zeros(len(packed), np.bool_),
+        }
+        for name, column in of_passage.items():
+            self._columns[name].append(column)
+        self.lacking += int(np.count_nonzero(packed >> 1))
 
     def alter(self, entry: Entry) -> None:
         """Other facts about a cube whose passages stay."""
         self.generation += 1
         self._altered += 1
         rows = self._slice(entry.doc, len(entry.lengths) // 2)
-        for name, value in self._facts(entry).items():
-            self._arrays[name][rows] = value
+        for name, values in self._facts([entry]).items():
+            self._columns[name].put(rows, values)
 
     def remove(self, span: Span) -> None:
         self.generation += 1
         rows = self._slice(span.doc, span.passages)
-        self._arrays["is_alive"][rows] = False
-        self._arrays["has_vector"][rows] = False
+        self.lacking -= int(np.count_nonzero(self._is_waiting(rows)))
+        self._columns["is_alive"].put(rows, False)
+        self._columns["has_vector"].put(rows, False)
         self.steps[rows] = 0
         self.alive -= span.passages
 
@@ -171,52 +182,63 @@ class Columns:
         first = int(np.searchsorted(self["number"], doc))
         return slice(first, first + passages)
 
-    def _facts(self, entry: Entry) -> dict[str, int]:
-        """What all passages of a cube share."""
-        facets = entry.facets
-        session = self.sessions.add(facets.session)
-        here, before, after = (
-            self.places.add((session, facets.position + step)) if facets.session else Interned.NONE
-            for step in (0, -1, 1)
-        )
+    def _facts(self, entries: Sequence[Entry]) -> dict[str, Sequence[int]]:
+        """What all passages of a cube share: for each column its values, one a cube."""
+        docs, _, audiences, names, _, *facts = zip(*entries, strict=True)
+        types, semantic_types, producers, sessions, positions, *times, priorities = facts
+        spoken = self.sessions.add_all(sessions)
+        here, before, after = (self._places(spoken, positions, step) for step in (0, -1, 1))
         return {
-            "doc": entry.doc,
-            "audience": entry.audience,
-            "folder": self.folders.add(entry.name.rpartition("/")[0]),
-            "type": self.types.add(facets.type),
-            "semantic_type": self.semantic_types.add(facets.semantic_type),
-            "producer": self.producers.add(facets.producer),
-            "session": session,
+            "doc": docs,
+            "audience": audiences,
+            "folder": self.folders.add_all([name.rpartition("/")[0] for name in names]),
+            "type": self.types.add_all(types),
+            "semantic_type": self.semantic_types.add_all(semantic_types),
+            "producer": self.producers.add_all(producers),
+            "session": spoken,
             "place": here,
             "place_before": before,
             "place_after": after,
-            "event_time_ns": facets.event_time_ns,
-            "valid_from_ns": facets.valid_from_ns,
-            "valid_to_ns": facets.valid_to_ns,
-            "written_ns": facets.written_ns,
-            "priority": facets.priority,
+            **dict(zip(_TIMES, times, strict=True)),
+            "priority": priorities,
         }
+
+    def _places(
+        self, sessions: Sequence[int], positions: Sequence[int], step: int
+    ) -> Sequence[int]:
+        add, none = self.places.add, Interned.NONE
+        return [
+            none if session == none else add((session, position + step))
+            for session, position in zip(sessions, positions, strict=True)
+        ]
 
     # -- vectors -------------------------------------------------------------------------------
 
     def use_dimensions(self, dimensions: int) -> None:
         """Forget all vectors; those to come have so many dimensions."""
         self.generation += 1
-        capacity = len(self._arrays["number"])
+        capacity = max(self.count, len(self.scale))
         self.steps = np.zeros((capacity, dimensions), np.int8)
         self.scale = np.zeros(capacity, np.float32)
-        self._arrays["has_vector"][:] = False
+        self._columns["has_vector"].put(slice(None), False)
+        self.lacking = int(np.count_nonzero(self.waiting()))
 
     def keep_vectors(self, rows: Ints, scale: NDArray[np.float32], steps: NDArray[np.int8]) -> None:
+        """Of rows that are alive, each once."""
         self.generation += 1
+        self.lacking -= int(np.count_nonzero(self._is_waiting(rows)))
         self.scale[rows] = scale
         self.steps[rows] = steps
-        self._arrays["has_vector"][rows] = True
+        self._columns["has_vector"].put(rows, True)
 
     def waiting(self) -> Bools:
         """Rows that should have a vector and have none; nothing can be made of an empty text."""
-        rows: Bools = self["is_alive"] & ~self["has_vector"] & (self["characters"] > 0)
-        return rows
+        return self._is_waiting(slice(None))
+
+    def _is_waiting(self, rows: slice | Ints) -> Bools:
+        lacking = self["is_alive"][rows] & ~self["has_vector"][rows]
+        waiting: Bools = lacking & (self["characters"][rows] > 0)
+        return waiting
 
     # -- neighbours ----------------------------------------------------------------------------
 
@@ -237,18 +259,3 @@ class Columns:
             side[~chosen] = -1
         is_answer = np.append(self["is_question"], np.bool_(False))[before]
         return Links(before, after, is_answer)
-
-    def _grow(self, rows: int) -> None:
-        capacity = len(self._arrays["number"])
-        if rows <= capacity:
-            return
-        capacity = max(rows, 2 * capacity)
-        self._arrays = {name: _grown(array, capacity) for name, array in self._arrays.items()}
-        self.steps = _grown(self.steps, capacity)
-        self.scale = _grown(self.scale, capacity)
-
-
-def _grown(array: NDArray[Any], capacity: int) -> NDArray[Any]:
-    grown = np.zeros((capacity, *array.shape[1:]), array.dtype)
-    grown[: len(array)] = array
-    return grown

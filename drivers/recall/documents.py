@@ -7,6 +7,7 @@ is kept in memory of the rows follows by the `Changes` that `replace` returns, o
 committed.
 """
 
+import json
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,13 +15,13 @@ from typing import Any, Final, NamedTuple
 
 import apsw
 
-from libmem.abi.index import IndexDocument, IndexFacets
+from libmem.abi.index import IndexDocument
 from libmem.abi.limits import PRIORITY_MAX
 from libmem.abi.structs import CubeType
 from memosd.drivers.recall.passages import clean, cut, is_question, shown, spaced
 from memosd.drivers.recall.schema import fts_tables, make_fts
 
-__all__ = ["READ_BITS", "Audience", "Changes", "DocumentRows", "Entry", "Span", "unpack_lengths"]
+__all__ = ["READ_BITS", "Audience", "Changes", "DocumentRows", "Entry", "Span"]
 
 READ_BITS: Final = 0o444
 """The bits of a mode that say who may read."""
@@ -30,6 +31,7 @@ _REWRITE_RATIO: Final = 50
 
 _INTEGER_MAX: Final = 1 << 62
 
+_TYPES: Final = frozenset(CubeType)
 _FACETS: Final = (
     "type, semantic_type, producer, session, position, event_time_ns, valid_from_ns,"
     " valid_to_ns, written_ns, priority"
@@ -61,9 +63,19 @@ class Entry(NamedTuple):
     namespace: int
     audience: int
     name: str
-    facets: IndexFacets
     lengths: bytes
-    """Of each passage: see `unpack_lengths`."""
+    """Of each passage 16 bits: characters without surrounding space, shifted by one; the lowest
+    bit: is it a question?"""
+    type: str
+    semantic_type: str
+    producer: str
+    session: str
+    position: int
+    event_time_ns: int
+    valid_from_ns: int
+    valid_to_ns: int
+    written_ns: int
+    priority: int
 
 
 class Changes(NamedTuple):
@@ -79,6 +91,7 @@ class Changes(NamedTuple):
     """Something that was to be removed was there, or may have been in the log."""
 
 
+_Facts = tuple[str, str, str, str, int, int, int, int, int, int]
 _Vectors = dict[str, tuple[int, bytes, bytes | None]]
 """Text of a passage -> its vectors' model, whole and pieces."""
 
@@ -94,11 +107,6 @@ class _Row(NamedTuple):
     @property
     def numbers(self) -> range:
         return range(self.doc, self.doc + self.passages)
-
-
-def unpack_lengths(packed: bytes) -> list[tuple[int, bool]]:
-    """(characters without surrounding space, is it a question?) of each passage of a cube."""
-    return [(value >> 1, bool(value & 1)) for value in array("H", packed)]
 
 
 def _pack_lengths(texts: Sequence[str]) -> bytes:
@@ -137,18 +145,21 @@ class DocumentRows:
         rows: Any = self._db.execute(
             f"SELECT doc, audience, name, lengths, {_FACETS} FROM document ORDER BY doc"
         )
+        spaces = {number: audience.namespace for number, audience in self.audiences.items()}
         for doc, audience, name, lengths, kind, *rest in rows:
-            known = self.audiences[audience]
-            if namespace is None or known.namespace == namespace:
-                facets = IndexFacets(known.owner, known.mode, CubeType(kind), *rest)
-                yield Entry(doc, known.namespace, audience, name, facets, lengths)
+            if kind not in _TYPES:
+                raise apsw.CorruptError("a document of no type")
+            space = spaces[audience]
+            if namespace is None or space == namespace:
+                yield Entry(doc, space, audience, name, lengths, kind, *rest)
 
     def replace(self, documents: Sequence[IndexDocument], removed: Iterable[bytes]) -> Changes:
         """Take out the removed cubes, keep the documents in place of what is known of theirs."""
-        latest = {document.id: _cleaned(document) for document in documents}
+        latest = {document.id: document for document in documents}
         leaving = dict.fromkeys(removed)
+        known = self._find([*latest, *leaving])
         leavers = [cube for cube in leaving if cube not in latest]
-        gone = [row for cube in leavers if (row := self._find(cube))]
+        gone = [known[cube] for cube in leavers if cube in known]
         was_removed = bool(gone) or len(leavers) < len(leaving)
         moving: list[_Row] = []
         altered: list[Entry] = []
@@ -156,7 +167,7 @@ class DocumentRows:
         vectors: dict[bytes, _Vectors] = {}
         for document in latest.values():
             texts = cut(document.text)
-            row = self._find(document.id)
+            row = known.get(document.id)
             if row is None or not self._is_same(row, document, texts):
                 coming.append((document, texts))
                 if row:
@@ -167,30 +178,36 @@ class DocumentRows:
             altered.append(entry)
             moving += [row] if entry.audience != row.audience else []
         self._take_out(gone, moving, {entry.doc: entry.audience for entry in altered})
-        came = [self._insert(document, texts) for document, texts in coming]
+        came = self._insert(coming)
         carried = [
             number
             for entry, (document, texts) in zip(came, coming, strict=True)
-            for number in self._carry(entry.doc, texts, vectors.get(document.id, {}))
+            if document.id in vectors
+            for number in self._carry(entry.doc, texts, vectors[document.id])
         ]
         self._db.execute("UPDATE state SET next = ?", (self._next,))
         spans = [Span(row.doc, row.namespace, row.passages) for row in gone]
         return Changes(spans, altered, came, carried, was_removed)
 
-    def _find(self, cube: bytes) -> _Row | None:
-        sql = "SELECT doc, audience, passages, producer, lengths FROM document WHERE id = ?"
-        found: Any = self._db.execute(sql, (cube,)).fetchall()
-        if not found:
-            return None
-        doc, audience, passages, producer, lengths = found[0]
-        namespace = self.audiences[audience].namespace
-        return _Row(doc, namespace, audience, passages, producer, lengths)
+    def _find(self, cubes: Sequence[bytes]) -> dict[bytes, _Row]:
+        """What is kept of cubes, of those of which anything is."""
+        # One statement for all: most are new, and a thousand times nothing takes time as well.
+        rows: Any = self._db.execute(
+            "SELECT id, doc, audience, passages, producer, lengths FROM document"
+            " WHERE id IN (SELECT unhex(value) FROM json_each(?))",
+            (json.dumps([cube.hex() for cube in cubes]),),
+        )
+        spaces = self.audiences
+        return {
+            cube: _Row(doc, spaces[audience].namespace, audience, *rest)
+            for cube, doc, audience, *rest in rows
+        }
 
     def _is_same(self, row: _Row, document: IndexDocument, texts: list[str]) -> bool:
         """Need its words not be indexed anew? In another namespace its numbers would be old."""
         return (
             row.namespace == document.namespace
-            and row.producer == document.facets.producer
+            and row.producer == clean(document.facets.producer)
             and [text for _, _, text in self._passages(row)] == texts
         )
 
@@ -222,29 +239,41 @@ class DocumentRows:
 
     def _alter(self, row: _Row, document: IndexDocument) -> Entry:
         """A new name, header or mode: the text need not be cut anew."""
-        audience = self._audience(document)
+        audience, facts = self._audience(document), _facts(document)
         self._db.execute(
             f"UPDATE document SET (audience, version, name, {_FACETS}) = "
             "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) WHERE doc = ?",
-            (audience, document.version, document.name, *_facets(document), row.doc),
+            (audience, document.version, document.name, *facts, row.doc),
         )
-        return _entry(row.doc, audience, document, row.lengths)
+        return Entry(row.doc, document.namespace, audience, document.name, row.lengths, *facts)
 
-    def _insert(self, document: IndexDocument, texts: list[str]) -> Entry:
-        audience = self._audience(document)
-        doc = self._take_numbers(len(texts))
-        lengths = _pack_lengths(texts)
-        head = (document.version, document.name)
-        self._db.execute(
-            f"INSERT INTO document (doc, id, audience, version, name, passages, lengths, {_FACETS})"
+    def _insert(self, coming: Sequence[tuple[IndexDocument, list[str]]]) -> list[Entry]:
+        entries: list[Entry] = []
+        documents: list[tuple[object, ...]] = []
+        passages: list[tuple[int, str, str]] = []
+        runs: list[tuple[int, range]] = []
+        for document, texts in coming:
+            audience, facts = self._audience(document), _facts(document)
+            doc = self._take_numbers(len(texts))
+            space, cube, version, name, *_ = document
+            lengths = _pack_lengths(texts)
+            entry = Entry(doc, space, audience, name, lengths, *facts)
+            entries.append(entry)
+            documents.append((cube, version, len(texts), *entry[:1], *entry[2:]))
+            producer = spaced(entry.producer)
+            passages += [(number, producer, text) for number, text in enumerate(texts, doc)]
+            first = runs.pop()[1].start if runs and runs[-1][0] == audience else doc
+            runs.append((audience, range(first, self._next)))
+        self._db.executemany(
+            "INSERT INTO document"
+            f" (id, version, passages, doc, audience, name, lengths, {_FACETS})"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (doc, document.id, audience, *head, len(texts), lengths, *_facets(document)),
+            documents,
         )
-        producer = spaced(document.facets.producer)
-        rows = [(number, producer, text) for number, text in enumerate(texts, doc)]
-        self._db.executemany("INSERT INTO passage VALUES (?, ?, ?)", rows)
-        self._index(audience, range(doc, doc + len(texts)))
-        return _entry(doc, audience, document, lengths)
+        self._db.executemany("INSERT INTO passage VALUES (?, ?, ?)", passages)
+        for audience, numbers in runs:
+            self._index(audience, numbers)
+        return entries
 
     def _index(self, audience: int, numbers: range) -> None:
         """Enter passages whose rows are there into an audience's table of words."""
@@ -345,25 +374,17 @@ class DocumentRows:
         )
 
 
-def _cleaned(document: IndexDocument) -> IndexDocument:
-    """Without what SQLite or a column could not hold: it must not stop the index for others."""
-    facets = document.facets
-    numbers = ("position", "event_time_ns", "valid_from_ns", "valid_to_ns", "written_ns")
-    facets = facets._replace(
-        **{name: max(-_INTEGER_MAX, min(getattr(facets, name), _INTEGER_MAX)) for name in numbers},
-        priority=max(0, min(facets.priority, PRIORITY_MAX)),
-        semantic_type=clean(facets.semantic_type),
-        producer=clean(facets.producer),
-        session=clean(facets.session),
-    )
-    return document._replace(facets=facets)
+def _facts(document: IndexDocument) -> _Facts:
+    """The columns _FACETS of a document, without what SQLite or a column could not hold: it must
+    not stop the index for others."""
+    _, _, kind, semantic_type, producer, session, *numbers, priority = document.facets
+    position, event_time_ns, valid_from_ns, valid_to_ns, written_ns = map(_bounded, numbers)
+    return (
+        kind.value, clean(semantic_type), clean(producer), clean(session), position,
+        event_time_ns, valid_from_ns, valid_to_ns, written_ns,
+        max(0, min(priority, PRIORITY_MAX)),
+    )  # fmt: skip
 
 
-def _facets(document: IndexDocument) -> tuple[object, ...]:
-    """The columns _FACETS of a document."""
-    _, _, kind, semantic_type, producer, session, *rest = document.facets
-    return (kind.value, semantic_type, producer, session, *rest)
-
-
-def _entry(doc: int, audience: int, document: IndexDocument, lengths: bytes) -> Entry:
-    return Entry(doc, document.namespace, audience, document.name, document.facets, lengths)
+def _bounded(number: int) -> int:
+    return number if -_INTEGER_MAX < number < _INTEGER_MAX else _INTEGER_MAX * (1, -1)[number < 0]

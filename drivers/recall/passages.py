@@ -36,7 +36,8 @@ _SPACELESS_CHAR: Final = re.compile(f"([{SPACELESS}])")
 _QUESTION_MARKS: Final = ("?", "\uff1f", "\u061f")  # also full width and Arabic
 _CLOSING: Final = " \t\r\n\"')*_\u2019\u201d\u00bb\u300d\u300f"
 """What may follow a question mark: quotation marks, brackets, marks of emphasis."""
-_DROPPED: Final = dict.fromkeys(map(ord, ("\0", HIT_START, HIT_END, SEPARATOR)))
+_DROPPED: Final = ("\0", HIT_START, HIT_END, SEPARATOR)
+_WITHOUT_DROPPED: Final = dict.fromkeys(map(ord, _DROPPED))
 
 
 def spaced(text: str) -> str:
@@ -51,10 +52,12 @@ def shown(snippet: str) -> str:
 
 def clean(text: str) -> str:
     """Without what no snippet could show."""
-    if any(chr(code) in text for code in _DROPPED):
-        text = text.translate(_DROPPED)
+    for character in _DROPPED:
+        if character in text:
+            text = text.translate(_WITHOUT_DROPPED)
+            break
     # A lone surrogate has no UTF-8; it can only come from a broken producer.
-    return text.encode("utf-8", "replace").decode()
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def is_question(text: str) -> bool:

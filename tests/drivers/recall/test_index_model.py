@@ -217,6 +217,17 @@ class IndexMachine(RuleBasedStateMachine):
         )
 
     @invariant()
+    def counts_are_what_is_there(self) -> None:
+        """They are kept as rows come and go; here they are taken from the file."""
+        assert self.index._session is not None
+        db = self.index._session.db
+        passages = db.execute("SELECT count(*) FROM passage").get
+        having = "SELECT passage FROM vector JOIN state USING (model)"
+        sql = f"SELECT text FROM passage WHERE passage NOT IN ({having})"
+        waiting = sum(bool(text.strip()) for (text,) in db.execute(sql))
+        assert self.index.counts[:2] == (passages, waiting)
+
+    @invariant()
     def nothing_is_left_over(self) -> None:
         """Rows, passages and FTS5 tables agree with each other; call it the index's fsck."""
         assert self.index._session is not None
