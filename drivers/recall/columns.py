@@ -52,6 +52,8 @@ _KINDS: Final[dict[str, Any]] = {
 }
 _TIMES: Final = ("event_time_ns", "valid_from_ns", "valid_to_ns", "written_ns")
 _WORN_ROWS: Final = 1_000
+_STRETCH: Final = 8
+"""Positions of a session that are interned together: one by one they cost 200 bytes a memory."""
 
 
 class Interned:
@@ -106,7 +108,8 @@ class Columns:
         self.semantic_types = Interned()
         self.producers = Interned()
         self.sessions = Interned()
-        self.places = Interned()
+        self.stretches = Interned()
+        """Of places, _STRETCH side by side."""
         self.steps: NDArray[np.int8] = np.zeros((0, 0), np.int8)
         """The whole's vector of each row, quantized; [rows, dimensions]."""
         self.scale: NDArray[np.float32] = np.zeros(0, np.float32)
@@ -206,11 +209,15 @@ class Columns:
     def _places(
         self, sessions: Sequence[int], positions: Sequence[int], step: int
     ) -> Sequence[int]:
-        add, none = self.places.add, Interned.NONE
-        return [
-            none if session == none else add((session, position + step))
-            for session, position in zip(sessions, positions, strict=True)
-        ]
+        places = []
+        for session, position in zip(sessions, positions, strict=True):
+            if session == Interned.NONE:
+                places.append(Interned.NONE)
+                continue
+            # Most begin at 0: it, and what would be before it, are in one stretch.
+            stretch, within = divmod(position + 1 + step, _STRETCH)
+            places.append(self.stretches.add((session, stretch)) * _STRETCH + within)
+        return places
 
     # -- vectors -------------------------------------------------------------------------------
 
@@ -252,7 +259,8 @@ class Columns:
         after = np.arange(1, self.count + 1)
         ends = (("is_first", "is_last", "place_before"), ("is_last", "is_first", "place_after"))
         for side, (own_end, other_end, place) in zip((before, after), ends, strict=True):
-            newest = np.full(len(self.places) + 1, -1)  # the last one for Interned.NONE
+            # The last one for Interned.NONE.
+            newest = np.full(len(self.stretches) * _STRETCH + 1, -1)
             there = np.flatnonzero(chosen & self[other_end] & (self["place"] >= 0))
             newest[self["place"][there]] = there
             side[self[own_end]] = newest[self[place][self[own_end]]]

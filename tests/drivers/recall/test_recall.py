@@ -330,6 +330,6 @@ def test_what_is_known_of_a_namespace_does_not_grow_with_changes(index: RecallIn
     for turn in range(2500):
         index.apply(turn, [document("a", "heron", session=f"s{turn}", position=turn)], [])
     assert session is not None
-    assert len(session.catalogue.spaces[1].places) < 3 * 1200
+    assert len(session.catalogue.spaces[1].stretches) < 2 * 1200
     assert search(index, "heron", filter=IndexFilter(sessions=("s2499",)))
     assert not search(index, "heron", filter=IndexFilter(sessions=("s2498",)))
