@@ -125,15 +125,6 @@ def test_an_empty_text_is_indexed_by_its_title(user: Client) -> None:
     assert found(user, "apple") == ["/n/a"]
 
 
-def test_a_text_without_a_searcher_is_indexed_in_its_time(world: World, user: Client) -> None:
-    user.write("/n/a", b"apple")
-    assert world.index.documents == {}
-    world.pass_time(START_NS)
-    assert len(world.index.documents) == 1
-    info = user.call(c.Info())
-    assert info.indexed_seq == info.log_seq == world.index.stamp
-
-
 def test_many_events_are_indexed_in_stretches(world: World, user: Client) -> None:
     for number in range(2500):
         user.start(c.WriteCube(name=f"/n/{number:04}", payload=b"apple"))
