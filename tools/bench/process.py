@@ -11,11 +11,12 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Final
 
 from libmem.abi.errors import Errno, MemError
 
-__all__ = ["Body", "Worker", "on_core", "workers"]
+__all__ = ["Body", "Worker", "move_to_core", "on_core", "workers"]
 
 Body = Callable[..., AbstractContextManager[Callable[[Any], Any]]]
 
@@ -99,6 +100,12 @@ def on_core(core: int) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
+
+
+def move_to_core(pid: int, core: int) -> None:
+    """Have a process that runs already go on there, with all its threads."""
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        os.sched_setaffinity(int(thread.name), {core})
 
 
 def _run(pipe: Connection, body: Body, args: tuple[object, ...]) -> None:
