@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from libmem.abi.errors import MemError
-from memosd import logs
+from memosd import allocator, logs
 from memosd.boot import boot
 from memosd.config import Config, check, defaults_for_user, load
 
@@ -34,6 +34,7 @@ def main() -> int:
         logs.configure(config.log.format, config.log.level)
         # Callers must not wait while an I/O thread computes; the default would be 5 ms.
         sys.setswitchinterval(0.0002)
+        allocator.return_large_buffers()
         daemon = boot(config)
     except MemError as error:
         print(f"memosd: {error.message}", file=sys.stderr)
