@@ -117,7 +117,8 @@ class LmdbStore:
         nothing else sends a probe ahead at the next start. Errors: EIO."""
         try:
             self._last_words = self._mark.open("ab", buffering=0)
-            faulthandler.enable(self._last_words)
+            # Other threads run on while their stacks are walked: that could crash by itself.
+            faulthandler.enable(self._last_words, all_threads=False)
             self._last_words.truncate(0)
         except OSError as error:
             raise MemError(Errno.EIO, f"{self._mark}: cannot be written: {error}") from error
