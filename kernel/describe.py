@@ -15,6 +15,7 @@ def describe(parts: Parts, cube: Cube, may_read: Callable[[CubeRow], bool]) -> S
     """Everything about one version; parents that the caller may not read by their ids only."""
     row, version = cube.row, cube.version
     resident = parts.residents.find(cube.key)
+    on_device = parts.on_device.find(cube.key)
     return Stat(
         row.name,
         cube.id,
@@ -29,20 +30,22 @@ def describe(parts: Parts, cube: Cube, may_read: Callable[[CubeRow], bool]) -> S
         Governance(row.mode, row.uid, row.gid, row.expires_ns, row.priority, row.sensitivity),
         parts.heat.behaviour(cube.id),
         row.durability,
-        _tiers(parts, cube, is_resident=resident is not None),
+        _tiers(parts, cube),
         parents=tuple(_parent_name(parts, parent, may_read) for parent in version.parents),
         attributes=version.attributes,
         pins=resident.pins if resident else 0,
-        maps=resident.maps if resident else 0,
+        maps=sum(each.maps for each in (resident, on_device) if each),
         is_quarantined=cube.key in parts.table.quarantined,
         stored=None if version.is_inline else parts.table.stored_form(cube.key),
     )
 
 
-def _tiers(parts: Parts, cube: Cube, *, is_resident: bool) -> tuple[str, ...]:
-    in_ram = (TierName.RAM,) if is_resident else ()
+def _tiers(parts: Parts, cube: Cube) -> tuple[str, ...]:
+    """Fastest first."""
+    on_device = (TierName.DEVICE,) if parts.on_device.find(cube.key) else ()
+    in_ram = (TierName.RAM,) if parts.residents.find(cube.key) else ()
     on_disk = () if cube.key in parts.table.volatile else (TierName.DISK,)
-    return (*in_ram, *on_disk)
+    return (*on_device, *in_ram, *on_disk)
 
 
 def _parent_name(

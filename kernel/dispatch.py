@@ -178,7 +178,7 @@ class Dispatch:
         """What does not depend on the arguments. Errors: EPERM."""
         if row.access is Access.ADMIN and not context.who.is_admin:
             raise MemError(Errno.EPERM, f"only the administrator may call {row.name}")
-        if row.access is Access.WORKER and not self._kernel.jobs.crew.is_member(context.who.pid):
+        if row.access is Access.WORKER and self._kernel.jobs_of(context.who.pid) is None:
             raise MemError(Errno.EPERM, f"only workers of this daemon may call {row.name}")
 
     @staticmethod

@@ -11,7 +11,7 @@ it. Kernel thread only; nothing here loads a model.
 
 import itertools
 from collections import OrderedDict, deque
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Final
 
@@ -161,6 +161,8 @@ class Jobs:
         self._is_closed = False
         self.crew = Crew(workers, timers, parameters)
         self.crew.on_lost = self._lost
+        self.on_worker_lost: list[Callable[[int], None]] = []
+        """Called with its process id, before others get its jobs."""
 
     # -- the kernel's side ---------------------------------------------------------------------
 
@@ -309,6 +311,8 @@ class Jobs:
 
     def _lost(self, pid: int, reason: str) -> None:
         """A worker is gone: what it had in hand goes back, or has had its chances."""
+        for hear in self.on_worker_lost:
+            hear(pid)
         for taker in self._takers:
             if taker.pid == pid:
                 taker.let_go()

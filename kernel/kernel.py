@@ -8,6 +8,7 @@ indexing, clearing up after a crash) and ends in order. The server calls `serve`
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+import msgspec
 import psutil
 import structlog
 
@@ -17,6 +18,7 @@ from libmem.abi.structs import CubeType, TierStat
 from memosd.kernel.access import Identity
 from memosd.kernel.boot import clear_leftovers, open_format
 from memosd.kernel.cubes import Cubes
+from memosd.kernel.device import Device
 from memosd.kernel.dispatch import Dispatch
 from memosd.kernel.embedding import Embedding
 from memosd.kernel.events import Events
@@ -32,6 +34,7 @@ from memosd.kernel.pager import Pager
 from memosd.kernel.pagetable import PageTable
 from memosd.kernel.param import Parameters
 from memosd.kernel.parts import Parts
+from memosd.kernel.policies.policy import Policy
 from memosd.kernel.policies.table import make_policy
 from memosd.kernel.ports import (
     Clock,
@@ -89,6 +92,7 @@ class Outside(NamedTuple):
     """One thread of its own, so that no commit waits behind a large page file."""
     gate: Gate
     workers: Workers
+    device_workers: Workers
 
 
 class Kernel:
@@ -113,6 +117,7 @@ class Kernel:
         self.fills = Fills(parts, self.cubes, self.pager, self.removal)
         self.events = Events(parts)
         self.jobs = Jobs(outside.workers, parts.clock, parts.timers, parameters)
+        self.device = _make_device(parts, self.pager, outside)
         self.indexer = Indexer(parts, self.pager, outside.recall_index, outside.index_io)
         self.embedding = Embedding(self.indexer, self.jobs, parts.timers)
         self.recall = Recall(parts, self.cubes, self.indexer, self.embedding)
@@ -130,6 +135,7 @@ class Kernel:
         parts.table.ledger.commit()
         detach(clear_leftovers(parts, self.reclaim.storing))
         self.indexer.kick()
+        self.device.jobs.call_up()  # to load a framework takes seconds
         parts.timers.every(parts.parameters.heat_flush_ns, self._flush_heat)
         parts.timers.every(parts.parameters.expiry_sweep_ns, self._sweep)
 
@@ -209,6 +215,12 @@ class Kernel:
                 handle.release()
             raise
 
+    def jobs_of(self, pid: int) -> Jobs | None:
+        """The jobs that this worker process is for; None for any other process."""
+        return next(
+            (jobs for jobs in (self.jobs, self.device.jobs) if jobs.crew.is_member(pid)), None
+        )
+
     # -- the end -------------------------------------------------------------------------------
 
     def request_stop(self) -> None:
@@ -218,7 +230,7 @@ class Kernel:
         """Refuse new calls, write back, commit, close the index. The server stops afterwards."""
         self.is_stopping = True
         self.events.close()
-        workers_gone = self.jobs.close()
+        workers_gone = self.jobs.close(), self.device.jobs.close()
         await self.dispatch.idle()
         try:
             await self.reclaim.write_back_all()
@@ -229,7 +241,8 @@ class Kernel:
         self.parts.table.ledger.commit()
         await self.parts.table.ledger.durable()
         await self.indexer.close()
-        await workers_gone
+        for gone in workers_gone:
+            await gone
 
     # -- about itself --------------------------------------------------------------------------
 
@@ -256,7 +269,7 @@ class Kernel:
             indexer=self.indexer.index.name,
             notices=tuple(self._notices()),
             recall=self.embedding.stat(),
-            workers=self.jobs.stats(),
+            workers=(*self.jobs.stats(), *self.device.jobs.stats()),
         )
 
     def _tiers(self) -> tuple[TierStat, ...]:
@@ -276,12 +289,14 @@ class Kernel:
             used_bytes=parts.namespaces.used_bytes,
             cubes=parts.table.count(),
         )
-        return ram, disk
+        return (ram, disk, self.device.stat()) if self.device.name else (ram, disk)
 
     def _notices(self) -> list[str]:
         notices = [self.indexer.problem] if self.indexer.problem else []
         if self.parts.parameters.workers and self.jobs.problem:
             notices.append(self.jobs.problem)
+        if self.device.name and self.device.jobs.problem:
+            notices.append(f"device {self.device.name}: {self.device.jobs.problem}")
         quarantined = len(self.parts.table.quarantined)
         if quarantined:
             notices.append(f"{quarantined} payloads are quarantined; `memctl fsck` names them")
@@ -291,13 +306,28 @@ class Kernel:
         return notices
 
 
+def _make_device(parts: Parts, pager: Pager, outside: Outside) -> Device:
+    """The tier, empty; without a device it refuses everything."""
+    parameters = msgspec.structs.replace(
+        parts.parameters,
+        workers=1 if parts.parameters.device else 0,
+        no_workers=parts.parameters.no_device,
+    )
+    jobs = Jobs(outside.device_workers, parts.clock, parts.timers, parameters)
+    return Device(parts, pager, jobs)
+
+
 def _make_parts(parameters: Parameters, outside: Outside) -> Parts:
     ledger = Ledger(outside.store, outside.commit_io)
     timers = Timers(outside.clock)
     ledger.linger = lambda call: timers.after(_LINGER_NS, call)
     table = PageTable(ledger, outside.store, outside.clock)
     account = RamAccount(parameters.ram_budget_bytes, parameters.ram_frames)
-    policy = make_policy(parameters.policy, lambda: outside.clock.monotonic_ns() / 1e9)
+    on_device = RamAccount(parameters.device_budget_bytes, parameters.ram_frames)
+
+    def policy() -> Policy:
+        return make_policy(parameters.policy, lambda: outside.clock.monotonic_ns() / 1e9)
+
     return Parts(
         parameters=parameters,
         clock=outside.clock,
@@ -310,6 +340,7 @@ def _make_parts(parameters: Parameters, outside: Outside) -> Parts:
         pages=PageFiles(table, (outside.ram, outside.disk), outside.io, outside.drivers),
         prefixes=Prefixes(ledger, outside.store, table),
         namespaces=Namespaces(ledger, outside.store, parameters.disk_budget_bytes),
-        residents=Residents(account, policy),
+        residents=Residents(account, policy()),
+        on_device=Residents(on_device, policy()),
         heat=Heat(ledger, outside.clock),
     )

@@ -6,6 +6,8 @@ one fill. After the wait the world is looked at again: an unlink during the fill
 that does not match its digest is quarantined and never served. Kernel thread only.
 """
 
+from typing import Protocol
+
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.structs import EventKind
 from memosd.kernel.namespace import Namespace
@@ -16,7 +18,19 @@ from memosd.kernel.reclaim import Reclaim
 from memosd.kernel.residents import Resident
 from memosd.kernel.wait import Completion
 
-__all__ = ["Pager"]
+__all__ = ["Above", "Pager"]
+
+
+class Above(Protocol):
+    """A tier whose frames are copies of those in RAM."""
+
+    def forget(self, key: PayloadKey) -> None:
+        """The payload is gone for good."""
+        ...
+
+    def move(self, key: PayloadKey, space: Namespace) -> None:
+        """It belongs to another namespace now. Errors: EDQUOT."""
+        ...
 
 
 class _Filling:
@@ -45,6 +59,8 @@ class Pager:
         self._heat = parts.heat
         self._prefixes = parts.prefixes
         self._fills: dict[PayloadKey, _Filling] = {}
+        self.above: list[Above] = []
+        """Set at assembly."""
         self._table.ledger.on_rollback.append(self._on_rollback)
 
     # -- faults --------------------------------------------------------------------------------
@@ -180,9 +196,13 @@ class Pager:
     def adopt(self, resident: Resident) -> None:
         """Make a sealed, charged frame resident."""
         resident.charged_bytes = self._ram.charge_bytes(resident.frame.size_bytes)
-        resident.parent = self._prefixes.base_of(resident.key)
+        resident.parent = self.base_of(resident.key)
         self._ram.adopt(resident.key, resident.frame)
         self.residents.add(resident)
+
+    def base_of(self, key: PayloadKey) -> PayloadKey:
+        """The payload that this one stands on; empty: none."""
+        return self._prefixes.base_of(key)
 
     # -- what table changes mean for residents -------------------------------------------------
 
@@ -191,6 +211,8 @@ class Pager:
 
         One that is just being read has no resident yet; `_load` looks for its row afterwards.
         """
+        for tier in self.above:
+            tier.forget(key)
         resident = self.residents.find(key)
         if resident is None or resident.is_orphan:
             return
@@ -201,6 +223,8 @@ class Pager:
 
     def move(self, key: PayloadKey, space: Namespace) -> None:
         """Charge a payload in RAM, or on its way there, to another namespace. Errors: EDQUOT."""
+        for tier in self.above:
+            tier.move(key, space)
         filling = self._fills.get(key)
         if filling is None:
             self.residents.move(key, space)

@@ -52,3 +52,8 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
     is_words_only: bool = False
     """Somebody wants it so: no search has to tell of it."""
     job_timeout_ns: int = 60_000_000_000
+
+    device: str = ""
+    """Name of the accelerator whose memory is a tier; `cpu`: the host stands in for one."""
+    no_device: str = "no device is configured"
+    device_budget_bytes: int = 0

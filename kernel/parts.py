@@ -31,4 +31,5 @@ class Parts(NamedTuple):
     prefixes: Prefixes
     namespaces: Namespaces
     residents: Residents
+    on_device: Residents
     heat: Heat

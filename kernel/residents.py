@@ -191,6 +191,12 @@ class Residents:
             self.policy.remove(resident.key)
         self.account.release(resident.space, resident.charged_bytes)
 
+    def set_apart(self, resident: Resident) -> None:
+        """It is found no more, but charged until its last holder lets go."""
+        del self._by_key[resident.key]
+        self.policy.remove(resident.key)
+        resident.is_orphan = True
+
     def hold(self, resident: Resident, kind: str) -> None:
         """`kind`: pins, maps or busy."""
         if not resident.is_held:

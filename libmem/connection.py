@@ -18,7 +18,16 @@ import weakref
 from pathlib import Path
 from typing import Any, Final
 
-from libmem.abi.calls import Batch, Call, HelloReply, MmapCube, PinCube, Shutdown, Watch
+from libmem.abi.calls import (
+    Batch,
+    Call,
+    HelloReply,
+    MapJobReply,
+    MapReply,
+    PinCube,
+    Shutdown,
+    Watch,
+)
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.paths import find_runtime_dir
 from libmem.abi.syscalls import BY_REQUEST, SYSCALLS, Access
@@ -231,13 +240,20 @@ def _grant(keeper: Keeper, link: Link, request: Call[Any], reply: Reply) -> Gran
     result = decode_result(row, reply.errno, reply.body)
     fds: list[int] = []
     if kind in DESCRIPTOR_CALLS:
-        count = 1 + len(result.bases) if kind is MmapCube else 1
+        count = _descriptors(result)
         try:
             fds = link.claim(result.handle, count)
         except MemError:
             link.ledger.give_back(row, result.handle)
             raise
     return Grant(Lease(keeper, link, result.handle, undo_of(kind, result.handle)), result, fds)
+
+
+def _descriptors(result: Any) -> int:
+    """How many come with a reply."""
+    if isinstance(result, MapReply):
+        return 0 if result.openings else 1 + len(result.bases)
+    return result.descriptors if isinstance(result, MapJobReply) else 1
 
 
 def _may_repeat(request: Call[Any]) -> bool:

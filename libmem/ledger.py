@@ -19,6 +19,7 @@ from libmem.abi.calls import (
     AbortCube,
     Call,
     CreateCube,
+    MapJob,
     MmapCube,
     MunmapCube,
     PinCube,
@@ -33,11 +34,12 @@ __all__ = ["DESCRIPTOR_CALLS", "Ledger", "close_all", "undo_of"]
 _UNDO: Final[dict[type[Call[Any]], type[Any]]] = {
     CreateCube: AbortCube,
     MmapCube: MunmapCube,
+    MapJob: MunmapCube,
     PinCube: UnpinCube,
 }
 """The calls whose reply grants a handle, and how it is given back."""
 
-DESCRIPTOR_CALLS: Final = frozenset({CreateCube, MmapCube})
+DESCRIPTOR_CALLS: Final = frozenset({CreateCube, MapJob, MmapCube})
 """Of those, the ones whose handle comes with a descriptor on the fd road."""
 
 

@@ -108,13 +108,22 @@ class Operations:
         return Mapping(name, grant, is_private)
 
     @steps
-    def map_parts(self, name: str, *, model: str = "") -> Steps[Parts]:
+    def map_parts(
+        self, name: str, *, model: str = "", tier: TierName = TierName.RAM
+    ) -> Steps[Parts]:
         """The memory of a cube and of all that it stands on, as descriptors.
 
-        `model`: the fingerprint it must have. Errors: EMODEL, ENOMEM, EMFILE.
+        `model`: the fingerprint it must have. `tier`: RAM, or DEVICE, which `libmem.device` opens.
+        Errors: EMODEL, ENOMEM, EMFILE; EOPNOTSUPP, EAGAIN (no device, or too much to do there).
         """
-        request = c.MmapCube(name=name, model=model, is_whole=True)
+        request = c.MmapCube(name=name, model=model, is_whole=True, tier=tier)
         return Parts(name, (yield Acquire(request)))
+
+    @steps
+    def map_job(self, key: bytes) -> Steps[Grant]:
+        """For worker processes: what a job to copy a payload is about. Close the descriptors."""
+        grant: Grant = yield Acquire(c.MapJob(key=key))
+        return grant
 
     # Names
 

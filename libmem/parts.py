@@ -9,7 +9,7 @@ Made by the clients' `map_parts`.
 
 from typing import Any, NamedTuple
 
-from libmem.abi.calls import MapReply
+from libmem.abi.calls import MapPart, MapReply
 from libmem.lease import Grant
 from libmem.ledger import close_all
 
@@ -20,11 +20,13 @@ class Part(NamedTuple):
     """One cube of those that a cube is made of."""
 
     fd: int
-    """Sealed memory: map it with MAP_PRIVATE."""
+    """Sealed memory: map it with MAP_PRIVATE. -1 where it is opened otherwise."""
     id: bytes
     version: int
     size_bytes: int
     attributes: dict[str, Any]
+    opening: bytes = b""
+    """How to open memory that has no descriptor: see `libmem.device`."""
 
 
 class Parts:
@@ -35,18 +37,16 @@ class Parts:
         reply: MapReply = grant.reply
         self.name = name
         self.id, self.version, self.attributes = reply.id, reply.version, reply.attributes
+        self.device = reply.device
+        """Where the memory is, if not in RAM."""
         self._lease = grant.lease
-        own, *bases = grant.fds
-        last = Part(own, reply.id, reply.version, reply.size_bytes, reply.attributes)
-        self.parts: tuple[Part, ...] = (
-            *reversed(
-                [
-                    Part(fd, base.id, base.version, base.size_bytes, base.attributes)
-                    for fd, base in zip(bases, reply.bases, strict=True)
-                ]
-            ),
-            last,
-        )
+        everything: tuple[MapReply | MapPart, ...] = (reply, *reply.bases)
+        fds = grant.fds or [-1] * len(everything)
+        openings = reply.openings or [b""] * len(everything)
+        self.parts: tuple[Part, ...] = tuple(
+            Part(fd, each.id, each.version, each.size_bytes, each.attributes, opening)
+            for fd, each, opening in zip(fds, everything, openings, strict=True)
+        )[::-1]
         self._is_open = True
 
     def __enter__(self) -> "Parts":
@@ -73,7 +73,7 @@ class Parts:
         """Close them, mapped or not; what was mapped stays. Idempotent."""
         if self._is_open:
             self._is_open = False
-            close_all(part.fd for part in self.parts)
+            close_all(part.fd for part in self.parts if part.fd >= 0)
 
     def give_back(self) -> None:
         """Tell the daemon that nothing of it is used any more. Idempotent, never waits."""

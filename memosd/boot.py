@@ -52,7 +52,7 @@ class Daemon(NamedTuple):
     server: Server
     pools: tuple[IoPool, ...]
     wakeup: Wakeup
-    supervisor: Supervisor
+    supervisors: tuple[Supervisor, ...]
     store: LmdbStore
     lock_fds: tuple[int, ...]
 
@@ -60,7 +60,8 @@ class Daemon(NamedTuple):
         """Serve until stopped, then close everything in order."""
         self.store.booted()
         self.server.run()
-        self.supervisor.close()
+        for supervisor in self.supervisors:
+            supervisor.close()
         for pool in self.pools:
             pool.close()
         self.store.close()
@@ -89,7 +90,9 @@ def boot(config: Config) -> Daemon:
     commit_io = IoPool(wakeup, 1, "commit")
     disk = DiskTier(config.store.data_dir)
     server = Server(runtime_dir, config.listen.mode_bits, wakeup, share)
-    supervisor = Supervisor(server, _worker_command(config))
+    supervisors = tuple(
+        Supervisor(server, command(config)) for command in (_worker_command, _device_command)
+    )
     outside = Outside(
         clock=SystemClock(),
         io=io,
@@ -101,13 +104,14 @@ def boot(config: Config) -> Daemon:
         index_io=index_io,
         commit_io=commit_io,
         gate=server,
-        workers=supervisor,
+        workers=supervisors[0],
+        device_workers=supervisors[1],
     )
     server.kernel = Kernel(_parameters(config, share), outside, f"memosd {version('memosd')}")
     io.run(disk.remove_leftovers)
     server.kernel.start()
     pools, locks = (io, index_io, commit_io), (data_lock, runtime_lock)
-    return Daemon(server, pools, wakeup, supervisor, store, locks)
+    return Daemon(server, pools, wakeup, supervisors, store, locks)
 
 
 def _drivers(config: Config) -> list[TopHalf]:
@@ -118,18 +122,30 @@ def _drivers(config: Config) -> list[TopHalf]:
 
 
 def _worker_command(config: Config) -> list[str]:
-    """How a worker is started; the supervisor adds who starts it."""
+    """How a worker that embeds is started; the supervisor adds who starts it."""
     workers = config.workers
-    options = {
-        "runtime-dir": config.listen.runtime_dir,
-        "embedder": config.models.find_embedder(),
-        "threads": workers.threads_of_each,
-        "nice": workers.nice,
-        "memory-bytes": workers.memory_bytes,
-    }
+    return _command(
+        "memosd.worker",
+        {
+            "runtime-dir": config.listen.runtime_dir,
+            "embedder": config.models.find_embedder(),
+            "threads": workers.threads_of_each,
+            "nice": workers.nice,
+            "memory-bytes": workers.memory_bytes,
+        },
+    )
+
+
+def _device_command(config: Config) -> list[str]:
+    """How the worker that owns the device's memory is started."""
+    options = {"runtime-dir": config.listen.runtime_dir, "device": config.device.name}
+    return _command("memosd.worker.device", options)
+
+
+def _command(module: str, options: dict[str, object]) -> list[str]:
     # -P: what lies in the working directory is none of its modules.
-    module = [sys.executable, "-P", "-m", "memosd.worker"]
-    return [*module, *(f"--{name}={value}" for name, value in options.items())]
+    start = [sys.executable, "-P", "-m", module]
+    return [*start, *(f"--{name}={value}" for name, value in options.items())]
 
 
 def _why_no_workers(config: Config) -> str:
@@ -193,6 +209,8 @@ def _parameters(config: Config, share: Descriptors) -> Parameters:
         no_workers=_why_no_workers(config),
         is_words_only=config.models.embedder == "none",
         job_timeout_ns=int(config.workers.job_timeout_s * _NS),
+        device="" if config.device.name == "none" else config.device.name,
+        device_budget_bytes=config.device.budget_bytes,
         log_retain_events=config.store.log_retain_events,
         heat_flush_ns=int(behaviour.heat_flush_s * _NS),
         expiry_sweep_ns=int(behaviour.expiry_sweep_s * _NS),

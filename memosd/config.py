@@ -23,6 +23,7 @@ from libmem.abi.paths import CONTROL_SOCKET, SYSTEM_RUNTIME_DIR, models_dir, use
 __all__ = [
     "Behaviour",
     "Config",
+    "Device",
     "Disk",
     "Kv",
     "Limits",
@@ -103,6 +104,13 @@ class Disk(_Section, frozen=True, kw_only=True):
 
     budget_bytes: Annotated[int, Meta(ge=64 * KIB, le=1 << 50)] = 64 * GIB
     inline_limit_bytes: Annotated[int, Meta(ge=0, le=64 * KIB)] = 16 * KIB
+
+
+class Device(_Section, frozen=True, kw_only=True):
+    """The device tier: an accelerator's memory."""
+
+    name: Annotated[str, Meta(pattern=r"^(none|cpu|cuda(:[0-9]{1,3})?)$")] = "none"
+    budget_bytes: Annotated[int, Meta(ge=64 * KIB, le=1 << 50)] = GIB
 
 
 class Kv(_Section, frozen=True, kw_only=True):
@@ -192,6 +200,7 @@ class Config(_Section, frozen=True, kw_only=True):
     store: Store = Store()
     ram: Ram = field(default_factory=Ram)
     disk: Disk = Disk()
+    device: Device = Device()
     kv: Kv = Kv()
     models: Models = Models()
     workers: Workers = Workers()

@@ -1,12 +1,13 @@
 """Handlers about where payloads are: mapping, pinning, hints, eviction, migration, explanation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple
 
 from libmem.abi import calls as c
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.structs import Advice, CubeType, TierName
 from memosd.kernel.access import WRITE, allows
+from memosd.kernel.device import DeviceFrame
 from memosd.kernel.dispatch import Context
 from memosd.kernel.namespace import Namespace
 from memosd.kernel.pagetable import Cube
@@ -34,26 +35,49 @@ class _Held(NamedTuple):
     handle: int
 
 
-async def _held(
-    context: Context, name: str, kind: str, check: Callable[[Cube], None], *, is_whole: bool
-) -> _Held:
-    """Fault a cube in and hold it. `check`: may it be handed out? `is_whole`: with what it
-    stands on."""
+class _Tier(NamedTuple):
+    """Where a cube is to be held."""
+
+    fault: Callable[[Cube, Namespace], Coroutine[Any, None, Resident]]
+    hold: Callable[[Resident, str], None]
+    release: Callable[[Resident, str], None]
+
+
+def _tier(context: Context, name: TierName) -> _Tier:
     kernel = context.kernel
+    if name is TierName.DEVICE:
+        return _Tier(kernel.device.fault, kernel.device.hold, kernel.device.release)
+    return _Tier(kernel.pager.fault, kernel.parts.residents.hold, kernel.reclaim.release)
+
+
+class _Wish(NamedTuple):
+    """How a cube is to be held."""
+
+    kind: str
+    """map or pin."""
+    is_whole: bool
+    """With what it stands on."""
+    tier: TierName = TierName.RAM
+
+
+async def _held(context: Context, name: str, wish: _Wish, check: Callable[[Cube], None]) -> _Held:
+    """Fault a cube in and hold it. `check`: may it be handed out?"""
+    kernel, kind = context.kernel, wish.kind
+    tier = _tier(context, wish.tier)
     kernel.sessions.check_room(context.session, kind)
     parts: list[tuple[Cube, Resident]] = []
 
     def release() -> None:
         while parts:
-            kernel.reclaim.release(parts.pop()[1], f"{kind}s")
+            tier.release(parts.pop()[1], f"{kind}s")
 
     try:
         while True:
             cube, _ = kernel.cubes.open(context.who, name)
             check(cube)
-            await _hold(context, cube, kind, parts)
-            if is_whole and cube.row.type is CubeType.ACTIVATION:
-                await _hold_bases(context, cube, kind, parts)
+            await _hold(context, tier, cube, kind, parts)
+            if wish.is_whole and cube.row.type is CubeType.ACTIVATION:
+                await _hold_bases(context, tier, cube, kind, parts)
             # The faults may have waited: what is handed out is what the name means by now.
             if kernel.cubes.open(context.who, name)[0].key == cube.key:
                 break
@@ -67,23 +91,22 @@ async def _held(
 
 
 async def _hold(
-    context: Context, cube: Cube, kind: str, parts: list[tuple[Cube, Resident]]
+    context: Context, tier: _Tier, cube: Cube, kind: str, parts: list[tuple[Cube, Resident]]
 ) -> None:
-    kernel = context.kernel
-    space = kernel.parts.namespaces.by_id(cube.row.namespace)
-    resident = await kernel.pager.fault(cube, space)
-    kernel.parts.residents.hold(resident, f"{kind}s")
+    space = context.kernel.parts.namespaces.by_id(cube.row.namespace)
+    resident = await tier.fault(cube, space)
+    tier.hold(resident, f"{kind}s")
     parts.append((cube, resident))
 
 
 async def _hold_bases(
-    context: Context, cube: Cube, kind: str, parts: list[tuple[Cube, Resident]]
+    context: Context, tier: _Tier, cube: Cube, kind: str, parts: list[tuple[Cube, Resident]]
 ) -> None:
     """What a cube stands on. Errors: as a fault, without the names of cubes that the caller may
     not be allowed to see."""
     try:
         for base in context.kernel.parts.prefixes.bases(cube.key):
-            await _hold(context, base, kind, parts)
+            await _hold(context, tier, base, kind, parts)
     except MemError as error:
         detail = {**error.detail, "cube": cube.row.name, "version": cube.version.version}
         raise MemError(error.errno, f"a part of it: {error.message}", **detail) from None
@@ -97,9 +120,16 @@ async def sys_mmap_cube(context: Context, request: c.MmapCube) -> c.MapReply:
             raise MemError(Errno.EINVAL, "an empty payload cannot be mapped", cube=request.name)
         _check_model(context, cube, request.model)
 
-    held = await _held(context, request.name, "map", check, is_whole=request.is_whole)
+        if request.tier is TierName.DISK:
+            raise MemError(Errno.EINVAL, "what lies on disk cannot be mapped there")
+
+    wish = _Wish("map", request.is_whole, request.tier)
+    held = await _held(context, request.name, wish, check)
     cube = held.cube
-    kernel.send_fds(context.session, held.handle, [part.frame.fd for _, part in held.parts])
+    frames = [part.frame for _, part in held.parts]
+    openings = tuple(frame.opening for frame in frames if isinstance(frame, DeviceFrame))
+    if not openings:
+        kernel.send_fds(context.session, held.handle, [frame.fd for frame in frames])
     kernel.parts.heat.count_map(cube.id)
     return c.MapReply(
         handle=held.handle,
@@ -114,6 +144,8 @@ async def sys_mmap_cube(context: Context, request: c.MmapCube) -> c.MapReply:
             )
             for base, _ in held.parts[1:]
         ),
+        device=kernel.device.name if request.tier is TierName.DEVICE else "",
+        openings=openings,
     )
 
 
@@ -145,7 +177,7 @@ def sys_munmap_cube(context: Context, request: c.MunmapCube) -> c.Done:
 
 
 async def sys_pin_cube(context: Context, request: c.PinCube) -> c.PinReply:
-    held = await _held(context, request.name, "pin", _check_nothing, is_whole=True)
+    held = await _held(context, request.name, _Wish("pin", is_whole=True), _check_nothing)
     return c.PinReply(handle=held.handle)
 
 
@@ -223,11 +255,26 @@ async def sys_migrate_cube(context: Context, request: c.MigrateCube) -> c.Migrat
         if cube.version.size_bytes == 0:
             raise MemError(Errno.EOPNOTSUPP, "an empty payload lies in the table only")
         await _bring_in(context, cube, space)
+    elif request.tier is TierName.DEVICE:
+        await kernel.device.fault(cube, space)
     else:
         await _evict(context, cube, "migrated to disk")
+    if request.tier is not TierName.DEVICE:
+        _take_from_device(context, cube, f"migrated to {request.tier}")
     cube, _ = kernel.cubes.open(context.who, request.name, WRITE)
     kernel.parts.heat.decide(cube.id, "migrate", f"asked for, to {request.tier}")
     return c.MigrateReply(tiers=context.describe(cube).tiers)
+
+
+def _take_from_device(context: Context, cube: Cube, reason: str) -> None:
+    """Errors: EBUSY."""
+    device = context.kernel.device
+    resident = device.residents.find(cube.key)
+    if resident is None:
+        return
+    if resident.is_held:
+        raise MemError(Errno.EBUSY, "mapped on the device", cube=cube.row.name, maps=resident.maps)
+    device.evict(resident, reason)
 
 
 def sys_explain(context: Context, request: c.Explain) -> c.ExplainReply:

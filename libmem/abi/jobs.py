@@ -8,7 +8,14 @@ from enum import StrEnum
 
 from libmem.abi.structs import Value
 
-__all__ = ["EmbedRequest", "EmbedResult", "JobClass"]
+__all__ = [
+    "DropRequest",
+    "EmbedRequest",
+    "EmbedResult",
+    "JobClass",
+    "LoadRequest",
+    "LoadResult",
+]
 
 
 class JobClass(StrEnum):
@@ -18,6 +25,11 @@ class JobClass(StrEnum):
     """A vector that somebody waits for. EmbedRequest -> EmbedResult."""
     EMBED = "embed"
     """Vectors of stored passages, in the background. EmbedRequest -> EmbedResult."""
+    DROP = "drop"
+    """Frames on the device that are not needed any more. DropRequest -> nothing."""
+    LOAD = "load"
+    """A payload's copy on the device, from and to the memory of `map_job`. LoadRequest ->
+    LoadResult."""
 
 
 class EmbedRequest(Value, frozen=True):
@@ -40,3 +52,23 @@ class EmbedResult(Value, frozen=True):
     dimensions: int
     pieces: tuple[int, ...]
     vectors: bytes
+
+
+class LoadRequest(Value, frozen=True):
+    """Copy a payload to the device and keep it under its key."""
+
+    key: bytes
+    size_bytes: int
+
+
+class LoadResult(Value, frozen=True):
+    """What it takes to open the copy in another process."""
+
+    opening: bytes = b""
+    """Of torch's reductions, see `libmem.device`; empty where the memory is the host's."""
+
+
+class DropRequest(Value, frozen=True):
+    """Keys to forget; unknown ones are no error."""
+
+    keys: tuple[bytes, ...]

@@ -64,6 +64,8 @@ class TierName(StrEnum):
 
     RAM = "ram"
     DISK = "disk"
+    DEVICE = "device"
+    """An accelerator's memory; what lies there is also in one of the others."""
 
 
 class Advice(StrEnum):

@@ -263,6 +263,11 @@ SYSCALLS: Final[tuple[Syscall, ...]] = (
         "Return what became of a job; with id 0, say why this worker can do none.",
         is_mutation=True,
     ),
+    Syscall(
+        42, "map_job", c.MapJob, c.MapJobReply, Access.WORKER,
+        (E.EPERM, E.EBADF, E.EMFILE, E.ECANCELED),
+        "Hand a worker the memory that it is to copy a payload from, and to.",
+    ),
 )  # fmt: skip
 
 BY_NUMBER: Final = {row.number: row for row in SYSCALLS}

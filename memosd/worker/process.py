@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 import libmem
+from libmem import Client
 from libmem.abi.calls import FinishJob
 from libmem.abi.errors import Errno, MemError
 from memosd.worker.loop import Loop, Table
@@ -40,20 +41,23 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--parent", type=int, required=True, help="process id of the daemon")
     options.add_argument("--runtime-dir", type=Path, required=True)
     options.add_argument("--embedder", default="", help="a folder or a hub id")
+    options.add_argument("--device", default="", help="as torch names it")
     options.add_argument("--threads", type=int, default=1)
     options.add_argument("--nice", type=int, default=0)
     options.add_argument("--memory-bytes", type=int, default=0, help="0: no ceiling")
     return options
 
 
-def work(options: argparse.Namespace, make_table: Callable[[argparse.Namespace], Table]) -> int:
+def work(
+    options: argparse.Namespace, make_table: Callable[[argparse.Namespace, Client], Table]
+) -> int:
     """Take jobs until the daemon is gone or wants no more; the process's exit status."""
     _settle_in(options)
     try:
         # A session before the model: the daemon is to hear why it cannot be loaded.
         with libmem.connect(options.runtime_dir, name="memosd worker") as client:
             try:
-                table = make_table(options)
+                table = make_table(options, client)
             except Exception as error:  # noqa: BLE001 - whatever a model's files set off
                 return _give_up(client, error)
             Loop(client, table, options.nice).run()

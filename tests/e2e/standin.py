@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from libmem import Client
 from libmem.abi.jobs import EmbedRequest, JobClass
 from libmem.abi.wire import args_decoder
 from memosd.worker.loop import Slices, Table
@@ -84,7 +85,7 @@ def _job(body: bytes) -> Slices:
     return f"{os.getpid()} {niceness} {' '.join(request.texts)}".encode()
 
 
-def _table(options: argparse.Namespace) -> Table:
+def _table(options: argparse.Namespace, _client: Client) -> Table:
     if options.embedder == "broken":
         raise FileNotFoundError("no such model")
     if options.embedder == "exits":

@@ -152,7 +152,8 @@ class FakePeer:
 class FakeWorkers:
     """Processes that do nothing but exist, until a test lets them end."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: int = 5000) -> None:
+        """`first`: of their process ids."""
         self.on_end: Callable[[int, str], None] = lambda _pid, _how: None
         self.pids: list[int] = []
         """Who runs, oldest first."""
@@ -162,7 +163,7 @@ class FakeWorkers:
         self.killed: list[int] = []
         self.failure: MemError | None = None
         """Raised by `start` while it is set."""
-        self._numbers = itertools.count(5000)
+        self._numbers = itertools.count(first)
 
     def start(self) -> int:
         if self.failure is not None:

@@ -59,8 +59,9 @@ def check_always(kernel: Kernel) -> None:
     """Budgets, quotas and the order of the policy."""
     parts = kernel.parts
     account = parts.residents.account
-    assert 0 <= account.used_bytes <= account.budget_bytes
-    assert 0 <= account.used_frames <= account.budget_frames
+    for each in (account, parts.on_device.account):
+        assert 0 <= each.used_bytes <= each.budget_bytes
+        assert 0 <= each.used_frames <= each.budget_frames
     assert 0 <= parts.namespaces.used_bytes <= parts.namespaces.budget_bytes
     reserved = 0
     for space in parts.namespaces:
@@ -139,7 +140,10 @@ def _check_frames(kernel: Kernel, ram: CountedRam) -> None:
         if isinstance(handle.subject, Fill)
     ]
     owned = [r.frame.fd for r in residents] + [fill.frame.fd for fill in fills]
-    assert sorted(owned) == sorted(f.fd for f in ram.live()), "every frame has one owner"
+    copies = list(kernel.parts.on_device)
+    of_host = [copy.frame.fd for copy in copies if copy.frame.fd >= 0]
+    assert sorted(owned + of_host) == sorted(f.fd for f in ram.live()), "every frame has one owner"
+    assert kernel.parts.on_device.account.used_bytes == sum(copy.charged_bytes for copy in copies)
     charged: Counter[int] = Counter()
     for space, frame in [(r.space, r.frame) for r in residents] + [
         (fill.space, fill.frame) for fill in fills

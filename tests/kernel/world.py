@@ -246,6 +246,7 @@ class World:
     def _boot(self) -> None:
         self.gate = FakeGate()
         self.workers = FakeWorkers()
+        self.device_workers = FakeWorkers(first=7000)
         self.io = FakeIo()
         self.index_io = FakeIo()
         self.ram = CountedRam()
@@ -261,6 +262,7 @@ class World:
             commit_io=self.io,
             gate=self.gate,
             workers=self.workers,
+            device_workers=self.device_workers,
         )
         self.kernel = Kernel(self.parameters, outside, "memosd test")
         self.kernel.start()

@@ -73,7 +73,7 @@ from libmem.abi.calls.space import (
     SetQuota,
     StatNamespace,
 )
-from libmem.abi.calls.work import FinishJob, JobReply, TakeJob
+from libmem.abi.calls.work import FinishJob, JobReply, MapJob, MapJobReply, TakeJob
 
 __all__ = [
     "AbortCube",
@@ -109,6 +109,8 @@ __all__ = [
     "MapReply",
     "MigrateCube",
     "MigrateReply",
+    "MapJob",
+    "MapJobReply",
     "MmapCube",
     "MunmapCube",
     "PinCube",

@@ -44,6 +44,11 @@ class MapReply(Value, frozen=True):
     attributes: dict[str, Any] = {}
     bases: tuple[MapPart, ...] = ()
     """What the cube stands on, nearest first; where it was asked for."""
+    device: str = ""
+    """Where the memory is, if not in RAM: `cpu`, `cuda:0`."""
+    openings: tuple[bytes, ...] = ()
+    """How to open the cube's memory and that of its bases, where no descriptor can: they come
+    instead of descriptors. See `libmem.device`."""
 
 
 class MmapCube(Call[MapReply], frozen=True):
@@ -52,6 +57,8 @@ class MmapCube(Call[MapReply], frozen=True):
     """The fingerprint that the cube's model must have; empty: any, or none."""
     is_whole: bool = False
     """With what the cube stands on, where it holds only a part."""
+    tier: TierName = TierName.RAM
+    """Or DEVICE."""
 
 
 class MunmapCube(Call[Done], frozen=True):

@@ -4,7 +4,7 @@ from libmem.abi.calls.base import Call, Done
 from libmem.abi.jobs import JobClass
 from libmem.abi.structs import Value
 
-__all__ = ["FinishJob", "JobReply", "TakeJob"]
+__all__ = ["FinishJob", "JobReply", "MapJob", "MapJobReply", "TakeJob"]
 
 
 class JobReply(Value, frozen=True):
@@ -29,3 +29,16 @@ class FinishJob(Call[Done], frozen=True):
     errno: int = 0
     """Not 0: it failed, and `message` says why."""
     message: str = ""
+
+
+class MapJobReply(Value, frozen=True):
+    """Descriptors arrive on the fd socket: the payload's sealed memory, and where the copy is to
+    be the host's memory, that one, writable."""
+
+    handle: int
+    descriptors: int
+
+
+class MapJob(Call[MapJobReply], frozen=True):
+    key: bytes
+    """Of a `LoadRequest` that this worker has in hand. Given back with `munmap_cube`."""

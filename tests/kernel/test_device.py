@@ -1,0 +1,335 @@
+"""The device tier: copies that a worker makes, and what becomes of them when it dies."""
+
+import os
+from collections.abc import Callable
+
+import pytest
+
+from libmem.abi import calls as c
+from libmem.abi.errors import Errno
+from libmem.abi.jobs import DropRequest, JobClass, LoadRequest, LoadResult
+from libmem.abi.structs import TierName
+from libmem.abi.wire import args_decoder, encode
+from memosd.kernel.access import Identity
+from memosd.kernel.residents import Resident
+from tests.kernel.world import KIB, ROOT, Client, Pending, World
+
+MakeWorld = Callable[..., World]
+BOTH = (JobClass.DROP, JobClass.LOAD)
+SECRET = b"what others may not see" * 400
+load_request = args_decoder(LoadRequest)
+drop_request = args_decoder(DropRequest)
+
+
+class DeviceWorker:
+    """The process that owns the device, moved by a test."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.pid = world.device_workers.pids[-1]
+        self.client = Client(world, Identity(ROOT, ROOT, self.pid))
+        self.client.hello()
+        self.frames: dict[bytes, bytes] = {}
+        """What lies on an accelerator."""
+
+    def take(self) -> c.JobReply:
+        """The next job; id 0 when there is none."""
+        return self.client.call(c.TakeJob(classes=BOTH))
+
+    def work(self) -> list[JobClass]:
+        """Do what there is to do; the classes of it, in order."""
+        done = []
+        while (job := self.take()).id:
+            done.append(job.job_class)
+            self.client.call(c.FinishJob(job.id, self.do(job)))
+        return done
+
+    def do(self, job: c.JobReply) -> bytes:
+        """One job; its result's body."""
+        if job.job_class is JobClass.DROP:
+            for key in drop_request.decode(job.body).keys:
+                self.frames.pop(key, None)
+            return b""
+        request = load_request.decode(job.body)
+        reply = self.client.call(c.MapJob(request.key))
+        sent = self.client.session.number, reply.handle
+        fds = [self.world.gate.fds[sent], *self.world.gate.bases[sent]]
+        content = os.pread(fds[0], request.size_bytes, 0)
+        opening = b""
+        if reply.descriptors == 2:
+            os.pwrite(fds[1], content, 0)
+        else:
+            self.frames[request.key] = content
+            opening = b"open " + request.key
+        self.world.gate.close(*sent)
+        self.client.call(c.MunmapCube(handle=reply.handle))
+        return encode(LoadResult(opening))
+
+    def die(self) -> None:
+        """It is gone, reaped, and its session has ended."""
+        self.world.device_workers.finish(self.pid)
+        self.client.die()
+        self.world.settle()
+
+
+@pytest.fixture(params=["cpu", "cuda:0"])
+def world(request: pytest.FixtureRequest, make_world: MakeWorld) -> World:
+    """A device of 64 KiB, of the host or not."""
+    return make_world(device=request.param, device_budget_bytes=64 * KIB)
+
+
+@pytest.fixture
+def worker(world: World) -> DeviceWorker:
+    return DeviceWorker(world)
+
+
+@pytest.fixture
+def user(world: World) -> Client:
+    """Somebody with cubes /n/0 to /n/4 of 16 KiB."""
+    user = world.client()
+    user.make("/n")
+    for number in range(5):
+        user.blob(f"/n/{number}", bytes([number]) * 16 * KIB)
+    return user
+
+
+def start(user: Client, name: str) -> Pending:
+    """Ask for a mapping on the device."""
+    pending = user.start(c.MmapCube(name=name, tier=TierName.DEVICE))
+    user.world.settle()
+    return pending
+
+
+def on_device(user: Client, worker: DeviceWorker, name: str) -> c.MapReply:
+    """Map a cube there."""
+    pending = start(user, name)
+    worker.work()
+    user.world.settle()
+    reply: c.MapReply = pending.result()
+    return reply
+
+
+def content(user: Client, worker: DeviceWorker, reply: c.MapReply) -> bytes:
+    """What a mapping shows."""
+    if reply.openings:
+        return worker.frames[reply.openings[0].removeprefix(b"open ")]
+    return os.pread(user.fd_of(reply.handle), reply.size_bytes, 0)
+
+
+def let_go(user: Client, reply: c.MapReply) -> None:
+    user.call(c.MunmapCube(handle=reply.handle))
+
+
+def there(user: Client) -> list[str]:
+    """The cubes that have a copy on the device."""
+    return [
+        f"/n/{number}" for number in range(5) if TierName.DEVICE in user.stat(f"/n/{number}").tiers
+    ]
+
+
+def used(world: World) -> int:
+    """Bytes charged there."""
+    return world.kernel.parts.on_device.account.used_bytes
+
+
+def test_a_cube_is_copied_once_and_mapped_by_all(user: Client, worker: DeviceWorker) -> None:
+    first, second = start(user, "/n/1"), start(user, "/n/1")
+    assert worker.work() == [JobClass.LOAD], "one copy for both"
+    user.world.settle()
+    for reply in (first.result(), second.result()):
+        assert content(user, worker, reply) == bytes([1]) * 16 * KIB
+        assert reply.device == user.world.kernel.device.name
+        assert bool(reply.openings) == (reply.device != "cpu")
+    assert worker.work() == []
+    assert user.stat("/n/1").tiers == ("device", "ram", "disk")
+    assert user.stat("/n/1").maps == 2
+    assert used(user.world) == 16 * KIB
+
+
+def test_the_longest_unused_makes_room_and_the_held_stay(
+    user: Client, worker: DeviceWorker
+) -> None:
+    kept = on_device(user, worker, "/n/0")
+    for number in (1, 2, 3):
+        let_go(user, on_device(user, worker, f"/n/{number}"))
+    on_device(user, worker, "/n/4")
+    assert there(user) == ["/n/0", "/n/2", "/n/3", "/n/4"]
+    assert content(user, worker, kept) == bytes(16 * KIB)
+    assert used(user.world) == 64 * KIB
+
+
+def test_a_frame_is_dropped_before_the_next_is_copied(make_world: MakeWorld) -> None:
+    world = make_world(device="cuda", device_budget_bytes=16 * KIB)
+    worker, user = DeviceWorker(world), world.client()
+    user.make("/n")
+    for name in ("/n/a", "/n/b"):
+        user.blob(name, name.encode() * 4 * KIB)
+    let_go(user, on_device(user, worker, "/n/a"))
+    pending = start(user, "/n/b")
+    assert worker.work() == [JobClass.DROP, JobClass.LOAD]
+    assert len(worker.frames) == 1
+    world.settle()
+    pending.result()
+
+
+def test_what_is_all_held_leaves_no_room(user: Client, worker: DeviceWorker) -> None:
+    for number in range(4):
+        on_device(user, worker, f"/n/{number}")
+    failure = start(user, "/n/4").failure(Errno.ENOMEM)
+    assert failure.detail["need_bytes"] == 16 * KIB
+    assert failure.detail["free_bytes"] == 0
+    assert worker.work() == []
+    user.die()
+    assert used(user.world) == 64 * KIB, "what nobody holds stays until its room is needed"
+    other = user.world.client()
+    other.make("/m")
+    other.blob("/m/x", bytes(16 * KIB))
+    on_device(other, worker, "/m/x")
+
+
+def test_a_dead_workers_frames_are_gone_and_come_again(user: Client, worker: DeviceWorker) -> None:
+    held = on_device(user, worker, "/n/0")
+    let_go(user, on_device(user, worker, "/n/1"))
+    worker.die()
+    assert there(user) == []
+    assert used(user.world) == 16 * KIB, "one is still held"
+    user.world.pass_time(1_000_000_000)
+    following = DeviceWorker(user.world)
+    again = on_device(user, following, "/n/0")
+    assert content(user, following, again) == bytes(16 * KIB)
+    assert used(user.world) == 32 * KIB
+    let_go(user, held)
+    following.work()
+    assert used(user.world) == 16 * KIB
+    assert content(user, following, again) == bytes(16 * KIB), "not dropped for the lost one"
+
+
+def test_a_worker_that_dies_in_the_middle_has_it_copied_by_the_next(
+    user: Client, worker: DeviceWorker
+) -> None:
+    pending = start(user, "/n/2")
+    assert worker.take().id
+    worker.die()
+    user.world.pass_time(1_000_000_000)
+    following = DeviceWorker(user.world)
+    following.work()
+    user.world.settle()
+    assert content(user, following, pending.result()) == bytes([2]) * 16 * KIB
+
+
+def test_a_copy_that_fails_leaves_nothing(user: Client, worker: DeviceWorker) -> None:
+    pending = start(user, "/n/3")
+    job = worker.take()
+    worker.client.call(c.FinishJob(job.id, errno=Errno.ENOMEM, message="out of memory"))
+    user.world.settle()
+    pending.failure(Errno.ENOMEM)
+    worker.work()
+    assert used(user.world) == 0
+    resident = user.world.resident("/n/3")
+    assert resident is not None
+    assert not resident.is_held
+
+
+def test_nonsense_from_a_worker_is_one_error(user: Client, worker: DeviceWorker) -> None:
+    pending = start(user, "/n/3")
+    worker.client.call(c.FinishJob(worker.take().id, b"nonsense"))
+    user.world.settle()
+    pending.failure(Errno.EIO)
+    assert used(user.world) == 0
+
+
+def test_an_unlink_during_the_copy_wins(user: Client, worker: DeviceWorker) -> None:
+    pending = start(user, "/n/1")
+    user.unlink("/n/1")
+    worker.work()
+    user.world.settle()
+    pending.failure(Errno.ENOENT)
+    worker.work()
+    assert used(user.world) == 0
+    assert worker.frames == {}
+
+
+def test_what_is_unlinked_stays_for_its_holder_alone(user: Client, worker: DeviceWorker) -> None:
+    reply = on_device(user, worker, "/n/1")
+    let_go(user, on_device(user, worker, "/n/2"))
+    for number in (1, 2):
+        user.unlink(f"/n/{number}")
+    worker.work()
+    assert used(user.world) == 16 * KIB
+    assert content(user, worker, reply) == bytes([1]) * 16 * KIB
+    let_go(user, reply)
+    worker.work()
+    assert used(user.world) == 0
+    assert worker.frames == {}
+
+
+def test_who_may_not_read_gets_nothing_of_the_device(user: Client, worker: DeviceWorker) -> None:
+    user.blob("/n/0", SECRET)
+    on_device(user, worker, "/n/0")
+    stranger = user.world.client(2000)
+    stranger.fails(c.MmapCube(name="/n/0", tier=TierName.DEVICE), Errno.EACCES)
+    stranger.fails(c.MapJob(b"k" * 16), Errno.EPERM)
+    user.fails(c.MapJob(b"k" * 16), Errno.EPERM)
+
+
+def test_a_worker_sees_only_what_it_copies(user: Client, worker: DeviceWorker) -> None:
+    resident = user.world.resident("/n/0")
+    assert isinstance(resident, Resident)
+    worker.client.fails(c.MapJob(resident.key), Errno.EBADF)
+    on_device(user, worker, "/n/0")
+    worker.client.fails(c.MapJob(resident.key), Errno.EBADF)
+
+
+def test_migration_goes_up_and_down(user: Client, worker: DeviceWorker) -> None:
+    pending = user.start(c.MigrateCube(name="/n/0", tier=TierName.DEVICE))
+    user.world.settle()
+    worker.work()
+    user.world.settle()
+    assert pending.result().tiers == ("device", "ram", "disk")
+    assert user.call(c.MigrateCube(name="/n/0", tier=TierName.RAM)).tiers == ("ram", "disk")
+    reply = on_device(user, worker, "/n/0")
+    user.fails(c.MigrateCube(name="/n/0", tier=TierName.RAM), Errno.EBUSY)
+    let_go(user, reply)
+    assert user.call(c.MigrateCube(name="/n/0", tier=TierName.DISK)).tiers == ("disk",)
+    worker.work()
+    assert used(user.world) == 0
+    actions = [each.action for each in user.call(c.Explain(name="/n/0")).decisions]
+    assert "promote" in actions
+    assert "demote" in actions
+
+
+def test_nothing_is_mapped_on_disk(user: Client) -> None:
+    user.fails(c.MmapCube(name="/n/0", tier=TierName.DISK), Errno.EINVAL)
+
+
+def test_without_a_device_it_is_refused(make_world: MakeWorld) -> None:
+    world = make_world()
+    user = world.client()
+    user.make("/n")
+    user.blob("/n/x", bytes(16 * KIB))
+    failure = user.fails(c.MmapCube(name="/n/x", tier=TierName.DEVICE), Errno.EOPNOTSUPP)
+    assert "no device is configured" in failure.message
+    assert world.device_workers.pids == []
+    assert [tier.name for tier in user.call(c.Info()).tiers] == ["ram", "disk"]
+
+
+def test_a_device_that_cannot_be_used_says_why(user: Client, worker: DeviceWorker) -> None:
+    reason = "torch cannot use it"
+    worker.client.call(c.FinishJob(0, errno=Errno.EOPNOTSUPP, message=reason))
+    worker.die()
+    failure = start(user, "/n/0").failure(Errno.EOPNOTSUPP)
+    assert reason in failure.message
+    info = user.call(c.Info())
+    assert any(reason in notice for notice in info.notices)
+    assert info.tiers[-1].name == "device"
+    assert user.read("/n/0") == bytes(16 * KIB), "all else goes on"
+
+
+def test_the_end_is_the_end_of_the_device_too(user: Client, worker: DeviceWorker) -> None:
+    pending = start(user, "/n/0")
+    gone = user.world.kernel.device.jobs.close()
+    pending.failure(Errno.ESHUTDOWN)
+    assert user.world.device_workers.asked_to_end == [worker.pid]
+    worker.die()
+    assert gone.is_done, "reaped"
+    assert used(user.world) == 0
