@@ -265,18 +265,19 @@ class Cubes:
 
     def check_room(self, admission: Admission, charge_bytes: int) -> None:
         """Room for the new version, and for those of the cubes it ends. Errors: EDQUOT, ENOSPC."""
-        needs = {admission.space: charge_bytes}
-        for ending in admission.endings:
-            needs[ending.space] = needs.get(ending.space, 0) + version_charge(ending.version)
         new_cubes = 0 if admission.existing else 1
-        self._namespaces.check_room(admission.space, needs[admission.space], new_cubes)
-        if len(needs) == 1:
+        self._namespaces.check_room(admission.space, admission.name, charge_bytes, new_cubes)
+        if not admission.endings:
             return
+        needs = [(admission.space, admission.name, charge_bytes)]
+        needs += [
+            (it.space, it.cube.row.name, version_charge(it.version)) for it in admission.endings
+        ]
         # Each may fit alone where all together do not.
         with ExitStack() as promises:
-            for space, need_bytes in needs.items():
-                self._namespaces.reserve(space, need_bytes)
-                promises.callback(self._namespaces.release, space, need_bytes)
+            for space, name, need_bytes in needs:
+                promise = self._namespaces.reserve(space, name, need_bytes)
+                promises.callback(self._namespaces.release, promise)
 
     def new_key(self) -> PayloadKey:
         """A name for a payload about to be stored; a new cube takes it for its id as well."""
@@ -314,7 +315,7 @@ class Cubes:
         )
         self._put_payload((key, cube_id), admission.space, content)
         new_cubes = 0 if existing else 1
-        self._namespaces.charge(admission.space, content.charge_bytes, new_cubes)
+        self._namespaces.charge(admission.space, admission.name, content.charge_bytes, new_cubes)
         if existing is None:
             row = self._new_row(who, draft, admission, version)
             self._table.put_name(admission.name, cube_id)
@@ -341,7 +342,7 @@ class Cubes:
 
     def _end(self, who: Identity, ending: Ending, successor: bytes) -> None:
         version = signed(ending.version, successor)
-        self._namespaces.charge(ending.space, version_charge(version))
+        self._namespaces.charge(ending.space, ending.cube.row.name, version_charge(version))
         row = self.succeed(ending.cube, version, None)
         self._table.log.note(EventKind.HEADER, ending.cube.id, row, actor_uid=who.uid)
 

@@ -16,6 +16,7 @@ import structlog
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.jobs import DropRequest, JobClass, LoadRequest, LoadResult
 from libmem.abi.structs import TierStat
+from memosd.kernel.control import Group
 from memosd.kernel.jobs import Job, Jobs
 from memosd.kernel.namespace import Namespace
 from memosd.kernel.pager import Pager
@@ -34,12 +35,14 @@ _HOST: Final = "cpu"
 class _Transfer:
     """A copy under way: what its worker may map."""
 
-    __slots__ = ("done", "source", "space", "target")
+    __slots__ = ("charged_bytes", "done", "group", "source", "target")
 
-    def __init__(self, space: Namespace) -> None:
+    def __init__(self, group: Group) -> None:
         self.done: Completion[None] = Completion()
-        self.space = space
+        self.group = group
         """Whom it is charged to; a rename changes that."""
+        self.charged_bytes: int | None = None
+        """None before room was made for it."""
         self.source: Frame | None = None
         self.target: Frame | None = None
         """Set where the frame is the host's memory."""
@@ -67,6 +70,7 @@ class Device:
         self.residents = parts.on_device
         self._ram = parts.ram
         self._table = parts.table
+        self._control = parts.namespaces.control
         self._io = parts.io
         self._heat = parts.heat
         self._pager = pager
@@ -98,9 +102,10 @@ class Device:
         return resident
 
     async def _transfer(self, cube: Cube, space: Namespace) -> None:
-        transfer = self._transfers[cube.key] = _Transfer(space)
+        group = self._control.group_of(space, cube.row.name)
+        transfer = self._transfers[cube.key] = _Transfer(group)
         try:
-            await self._bring_in(cube, transfer)
+            await self._bring_in(cube, space, transfer)
         except BaseException as error:
             del self._transfers[cube.key]
             transfer.done.fail(error)
@@ -108,8 +113,8 @@ class Device:
         del self._transfers[cube.key]
         transfer.done.resolve(None)
 
-    async def _bring_in(self, cube: Cube, transfer: _Transfer) -> None:
-        source = await self._pager.fault(cube, transfer.space)
+    async def _bring_in(self, cube: Cube, space: Namespace, transfer: _Transfer) -> None:
+        source = await self._pager.fault(cube, space)
         self._pager.residents.hold(source, "busy")
         try:
             transfer.source = source.frame
@@ -122,25 +127,26 @@ class Device:
         """Reserve, copy, look at the world again, and let it in."""
         size_bytes = cube.version.size_bytes
         charge_bytes = self._ram.charge_bytes(size_bytes)
-        self._make_room(transfer.space, charge_bytes)
-        self.residents.account.charge(transfer.space, charge_bytes)
+        self._make_room(transfer.group, charge_bytes)
+        self.residents.account.charge(transfer.group, charge_bytes)
+        transfer.charged_bytes = charge_bytes
         try:
             if self.is_host:
                 transfer.target = self._ram.allocate(size_bytes)
             self._send_drops()  # the worker does these first
             request = LoadRequest(cube.key, size_bytes)
-            job = self.jobs.submit(JobClass.LOAD, transfer.space.id, request)
+            job = self.jobs.submit(JobClass.LOAD, cube.row.namespace, request)
             opening = _opening(await job.done)
             self._check_after(cube, job)
             frame = self._sealed(transfer, DeviceFrame(size_bytes, opening, job.pid))
         except BaseException:
-            self.residents.account.release(transfer.space, charge_bytes)
+            self.residents.account.release(transfer.group, charge_bytes)
             if transfer.target is not None:
                 self._io.run(self._ram.discard, transfer.target)
             elif not self.is_host:
                 self._drop_there(cube.key)
             raise
-        resident = Resident(cube.id, cube.key, frame, transfer.space)
+        resident = Resident(cube.id, cube.key, frame, transfer.group)
         resident.charged_bytes = charge_bytes
         resident.priority = cube.row.priority
         resident.parent = self._pager.base_of(cube.key)
@@ -166,23 +172,22 @@ class Device:
         self._ram.seal(transfer.target, transfer.target.size_bytes)
         return transfer.target
 
-    def _make_room(self, space: Namespace, need_bytes: int) -> None:
+    def _make_room(self, group: Group, need_bytes: int) -> None:
         """Nothing has to be written, so nobody waits. Errors: ENOMEM, EDQUOT."""
         account = self.residents.account
-        while (shortage := account.shortage(space, need_bytes)) is not None:
-            if not account.can_ever_fit(space, need_bytes):
-                raise shortage
-            victim = self._victim(space if shortage.errno is Errno.EDQUOT else None)
+        while (shortage := account.shortage(group, need_bytes)) is not None:
+            victim = None
+            if account.can_ever_fit(group, need_bytes):
+                full = account.full_group(group, need_bytes)
+                victim = self._victim(account.reclaim_levels(full, group))
             if victim is None:
+                account.count_refusal(group, need_bytes)
                 raise shortage
             self.evict(victim, "room on the device", **shortage.detail)
 
-    def _victim(self, space: Namespace | None) -> Resident | None:
-        for groups in self.residents.account.reclaim_levels(space):
-            victim = next(self.residents.victims(groups), None)
-            if victim is not None:
-                return victim
-        return None
+    def _victim(self, levels: list[list[int]]) -> Resident | None:
+        found = (next(self.residents.victims(groups), None) for groups in levels)
+        return next((victim for victim in found if victim is not None), None)
 
     def frames_for(self, pid: int, key: PayloadKey) -> list[int]:
         """Descriptors for the worker that copies: what to read, and on the host where to write.
@@ -205,7 +210,7 @@ class Device:
         """Let go of a hold; the last one of what was set apart frees its memory."""
         self.residents.let_go(resident, kind)
         if resident.is_orphan and not resident.is_held:
-            self.residents.account.release(resident.space, resident.charged_bytes)
+            self.residents.account.release(resident.group, resident.charged_bytes)
             self._free(resident.frame, resident.key)
 
     def evict(self, resident: Resident, reason: str, **numbers: float | str) -> int:
@@ -259,9 +264,25 @@ class Device:
             self.residents.drop(resident, is_reclaim=False)
             self._free(resident.frame, resident.key)
 
-    def move(self, key: PayloadKey, space: Namespace) -> None:
-        """Charge it to another namespace. Errors: EDQUOT."""
-        self.residents.move(key, space)
+    def move(self, key: PayloadKey, group: Group) -> None:
+        """Charge it to another control group; where that has no room, the copy is no more."""
+        transfer = self._transfers.get(key)
+        if transfer is not None:
+            self._move_transfer(transfer, group)
+            return
+        try:
+            self.residents.move(key, group)
+        except MemError:
+            self.forget(key)
+
+    def _move_transfer(self, transfer: _Transfer, group: Group) -> None:
+        """Without room there it stays charged where it is; it is found there when it arrives."""
+        try:
+            if transfer.charged_bytes is not None:
+                self.residents.account.move(transfer.group, group, transfer.charged_bytes)
+        except MemError:
+            return
+        transfer.group = group
 
     def _worker_lost(self, _pid: int) -> None:
         self._unsent.clear()

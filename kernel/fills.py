@@ -13,8 +13,8 @@ from libmem.abi.digest import Manifest
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.structs import Durability
 from memosd.kernel.access import Identity
+from memosd.kernel.control import Group
 from memosd.kernel.cubes import Admission, Content, Cubes
-from memosd.kernel.namespace import Namespace
 from memosd.kernel.pagefiles import Stored
 from memosd.kernel.pager import Pager
 from memosd.kernel.parts import Parts
@@ -26,13 +26,13 @@ __all__ = ["Fill", "Fills"]
 
 
 class Fill:
-    """Memory being filled for a draft. Charged to `space` until it is committed or given back."""
+    """Memory being filled for a draft. Charged to `group` until it is committed or given back."""
 
-    __slots__ = ("draft", "frame", "space")
+    __slots__ = ("draft", "frame", "group")
 
-    def __init__(self, draft: CreateCube | WriteCube, space: Namespace, frame: Frame) -> None:
+    def __init__(self, draft: CreateCube | WriteCube, group: Group, frame: Frame) -> None:
         self.draft = draft
-        self.space = space
+        self.group = group
         self.frame = frame
 
 
@@ -47,13 +47,14 @@ class Fills:
 
     async def write(self, who: Identity, draft: WriteCube, admission: Admission) -> WriteReply:
         """A payload that came by value but is too large for the table."""
-        frame = await self._pager.allocate(admission.space, len(draft.payload))
-        fill = Fill(draft, admission.space, frame)
+        group = self._pager.control.group_of(admission.space, admission.name)
+        frame = await self._pager.allocate(group, len(draft.payload))
+        fill = Fill(draft, group, frame)
         try:
             await self._parts.io.run(self._parts.ram.fill, frame, draft.payload)
             self._parts.ram.seal(frame, frame.size_bytes)
         except MemError:
-            self._pager.give_back(fill.space, frame)
+            self._pager.give_back(fill.group, frame)
             raise
         return await self.commit(who, fill)
 
@@ -62,7 +63,7 @@ class Fills:
         before = self._parts.ram.charge_bytes(fill.frame.size_bytes)
         self._parts.ram.seal(fill.frame, size_bytes)
         after = self._parts.ram.charge_bytes(size_bytes)
-        self._parts.residents.account.shrink(fill.space, before - after)
+        self._parts.residents.account.shrink(fill.group, before - after)
 
     async def commit(self, who: Identity, fill: Fill) -> WriteReply:
         """Commit a sealed fill. Takes the frame over: on an error it is given back."""
@@ -73,21 +74,27 @@ class Fills:
             return await self._commit_pages(who, fill, manifest)
         except BaseException:
             # Nothing raises once the frame is resident, so it is still ours.
-            self._pager.give_back(fill.space, fill.frame)
+            self._pager.give_back(fill.group, fill.frame)
             raise
 
     def _admit(self, who: Identity, fill: Fill, base: Base | None = None) -> Admission:
-        """Check the write against the table as it is. Errors: as `Cubes.admit`; ENOENT.
+        """Check the write against the table as it is. Errors: as `Cubes.admit`; ENOENT, EDQUOT.
 
         `base`: what the payload was found to continue, before a wait.
         """
         admission = self._cubes.admit(who, fill.draft)
         if base is not None and (admission.base is None or admission.base.key != base.key):
             raise MemError(Errno.ENOENT, "the first parent is another one by now")
-        if admission.space.id != fill.space.id:
+        if admission.space.id != fill.group.space:
             # Removed and made anew: the memory is charged to the one that went.
             name = admission.space.row.name
             raise MemError(Errno.ENOENT, "the namespace is another one by now", namespace=name)
+        group = self._pager.control.group_of(admission.space, admission.name)
+        if group.number != fill.group.number:
+            # Its folder was given limits meanwhile, or rid of them.
+            charged = self._parts.ram.charge_bytes(fill.frame.size_bytes)
+            self._parts.residents.account.move(fill.group, group, charged)
+            fill.group = group
         return admission
 
     def check_payload(
@@ -106,7 +113,7 @@ class Fills:
         self._cubes.check_room(admission, charge)
         content = Content(manifest.size_bytes, manifest.digest, payload, charge, prefix)
         reply = self._cubes.commit(who, draft, admission, self._cubes.new_key(), content)
-        self._pager.give_back(fill.space, frame)
+        self._pager.give_back(fill.group, frame)
         return reply
 
     async def _commit_pages(self, who: Identity, fill: Fill, manifest: Manifest) -> WriteReply:
@@ -120,15 +127,14 @@ class Fills:
         charge = self._cubes.charge_of(draft, manifest.size_bytes, is_inline=False)
         stored: Stored | None = None
         # Reserved over the wait, so that what was found to fit still fits at the commit.
-        space = admission.space
-        self._parts.namespaces.reserve(space, charge)
+        promise = self._parts.namespaces.reserve(admission.space, admission.name, charge)
         try:
             if is_durable:
                 stored = await self._store(key, fill, manifest)
         except MemError:
-            self._parts.namespaces.release(space, charge)
+            self._parts.namespaces.release(promise)
             raise
-        self._parts.namespaces.release(space, charge)
+        self._parts.namespaces.release(promise)
         try:
             admission = self._admit(who, fill, admission.base)  # the world went on meanwhile
             self._cubes.check_room(admission, charge)
@@ -156,7 +162,7 @@ class Fills:
         """`stored`: the payload, and its manifest where it is in RAM only."""
         key, content, dirty = stored
         reply = self._cubes.commit(who, fill.draft, admission, key, content)
-        resident = Resident(reply.id, key, fill.frame, admission.space)
+        resident = Resident(reply.id, key, fill.frame, fill.group)
         if admission.governance is not None:
             resident.priority = admission.governance.priority
         elif admission.existing is not None:
@@ -181,7 +187,9 @@ class Fills:
         pages, storing = self._parts.pages, self._pager.reclaim.storing
         coding = pages.coding(fill.draft.type, fill.draft.attributes)
         storing.add(key)
+        await self._parts.turns.enter(fill.group, fill.frame.size_bytes)
         try:
             return await pages.store(key, fill.frame, manifest, coding)
         finally:
+            self._parts.turns.leave()
             storing.discard(key)

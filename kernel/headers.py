@@ -114,13 +114,13 @@ class Headers:
         check_fixed(driver.fixed_attributes, old.attributes, version.attributes)
         if request.governance is not None:
             self._cubes.check_governance(who, cube, request.governance)
-        self._namespaces.check_room(space, version_charge(version))
+        self._namespaces.check_room(space, cube.row.name, version_charge(version))
         return _Change(cube, space, driver, version, request.governance)
 
     def _commit(self, who: Identity, change: _Change) -> WriteReply:
         """Put the rows; everything was checked, and nobody had a turn since."""
         cube, version = change.cube, change.version
-        self._namespaces.charge(change.space, version_charge(version))
+        self._namespaces.charge(change.space, cube.row.name, version_charge(version))
         row = self._cubes.succeed(cube, version, change.governance)
         self._residents.reprioritise(cube.key, row.priority)
         self._table.log.note(EventKind.HEADER, cube.id, row, actor_uid=who.uid)

@@ -16,13 +16,16 @@ from libmem.abi.calls import InfoReply
 from libmem.abi.errors import MemError
 from libmem.abi.structs import CubeType, TierStat
 from memosd.kernel.access import Identity
+from memosd.kernel.accounts import TierAccount
 from memosd.kernel.boot import clear_leftovers, open_format
 from memosd.kernel.cubes import Cubes
 from memosd.kernel.device import Device
 from memosd.kernel.dispatch import Dispatch
 from memosd.kernel.embedding import Embedding
 from memosd.kernel.events import Events
+from memosd.kernel.fairqueue import FairQueue
 from memosd.kernel.fills import Fills
+from memosd.kernel.grants import Grants
 from memosd.kernel.headers import Headers
 from memosd.kernel.heat import Heat
 from memosd.kernel.indexer import Indexer
@@ -51,7 +54,7 @@ from memosd.kernel.prefixes import Prefixes
 from memosd.kernel.recall import Recall
 from memosd.kernel.reclaim import Reclaim
 from memosd.kernel.removal import Removal
-from memosd.kernel.residents import RamAccount, Residents
+from memosd.kernel.residents import Residents
 from memosd.kernel.salvage import Salvage
 from memosd.kernel.session import Session, Sessions
 from memosd.kernel.syscalls.table import HANDLERS
@@ -111,6 +114,7 @@ class Kernel:
         self.cubes = Cubes(parts)
         self.removal = Removal(parts, self.cubes, self.pager)
         self.salvage = Salvage(parts, self.cubes, self.removal, self.next_turn)
+        self.grants = Grants(parts, self.cubes, self.pager, self.next_turn)
         self.reclaim.on_lose = self.removal.lose
         self.cubes.on_expired = self.removal.remove_expired
         self.headers = Headers(parts, self.cubes, self.pager)
@@ -134,6 +138,7 @@ class Kernel:
             self._lose(key)
         parts.table.ledger.commit()
         detach(clear_leftovers(parts, self.reclaim.storing))
+        self.grants.start()
         self.indexer.kick()
         self.device.jobs.call_up()  # to load a framework takes seconds
         parts.timers.every(parts.parameters.heat_flush_ns, self._flush_heat)
@@ -303,6 +308,9 @@ class Kernel:
         damaged = len(self.parts.namespaces.damaged)
         if damaged:
             notices.append(f"{damaged} namespaces cannot be read; their cubes are out of reach")
+        lost = sorted(self.parts.namespaces.control.damaged)
+        if lost:
+            notices.append(f"limits that cannot be read are not in force: {', '.join(lost)}")
         return notices
 
 
@@ -322,8 +330,8 @@ def _make_parts(parameters: Parameters, outside: Outside) -> Parts:
     timers = Timers(outside.clock)
     ledger.linger = lambda call: timers.after(_LINGER_NS, call)
     table = PageTable(ledger, outside.store, outside.clock)
-    account = RamAccount(parameters.ram_budget_bytes, parameters.ram_frames)
-    on_device = RamAccount(parameters.device_budget_bytes, parameters.ram_frames)
+    account = TierAccount("ram", parameters.ram_budget_bytes, parameters.ram_frames)
+    on_device = TierAccount("device", parameters.device_budget_bytes, parameters.ram_frames)
 
     def policy() -> Policy:
         return make_policy(parameters.policy, lambda: outside.clock.monotonic_ns() / 1e9)
@@ -343,4 +351,5 @@ def _make_parts(parameters: Parameters, outside: Outside) -> Parts:
         residents=Residents(account, policy()),
         on_device=Residents(on_device, policy()),
         heat=Heat(ledger, outside.clock),
+        turns=FairQueue(parameters.io_depth),
     )

@@ -6,16 +6,19 @@ one fill. After the wait the world is looked at again: an unlink during the fill
 that does not match its digest is quarantined and never served. Kernel thread only.
 """
 
+from collections.abc import Iterator
 from typing import Protocol
 
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.structs import EventKind
+from memosd.kernel.control import Group
 from memosd.kernel.namespace import Namespace
 from memosd.kernel.pagetable import Cube
 from memosd.kernel.parts import Parts
 from memosd.kernel.ports import Frame, PayloadKey
 from memosd.kernel.reclaim import Reclaim
 from memosd.kernel.residents import Resident
+from memosd.kernel.throttle import Throttle
 from memosd.kernel.wait import Completion
 
 __all__ = ["Above", "Pager"]
@@ -28,19 +31,20 @@ class Above(Protocol):
         """The payload is gone for good."""
         ...
 
-    def move(self, key: PayloadKey, space: Namespace) -> None:
-        """It belongs to another namespace now. Errors: EDQUOT."""
+    def move(self, key: PayloadKey, group: Group) -> None:
+        """It belongs to another control group now."""
         ...
 
 
 class _Filling:
     """A payload on its way into RAM, for all who wait for it."""
 
-    __slots__ = ("charged_bytes", "done", "space")
+    __slots__ = ("charged_bytes", "cube_id", "done", "group")
 
-    def __init__(self, space: Namespace) -> None:
+    def __init__(self, cube_id: bytes, group: Group) -> None:
+        self.cube_id = cube_id
         self.done: Completion[None] = Completion()
-        self.space = space
+        self.group = group
         """Whom it is, or will be, charged to; a rename changes that."""
         self.charged_bytes: int | None = None
         """None while room is made for it."""
@@ -58,6 +62,9 @@ class Pager:
         self._io = parts.io
         self._heat = parts.heat
         self._prefixes = parts.prefixes
+        self._turns = parts.turns
+        self.throttle = Throttle(parts, reclaim)
+        self.control = parts.namespaces.control
         self._fills: dict[PayloadKey, _Filling] = {}
         self.above: list[Above] = []
         """Set at assembly."""
@@ -82,7 +89,9 @@ class Pager:
         return resident
 
     async def _fill(self, cube: Cube, space: Namespace) -> None:
-        filling = self._fills[cube.key] = _Filling(space)
+        filling = self._fills[cube.key] = _Filling(
+            cube.id, self.control.group_of(space, cube.row.name)
+        )
         try:
             await self._bring_in(cube, filling)
         except BaseException as error:
@@ -95,9 +104,9 @@ class Pager:
     async def _bring_in(self, cube: Cube, filling: _Filling) -> None:
         frame = await self._allocate_for(filling, cube.version.size_bytes)
         try:
-            await self._load(cube, frame)
+            await self._load(cube, frame, filling.group)
         except MemError:
-            self.give_back(filling.space, frame)
+            self.give_back(filling.group, frame)
             raise
         self._heat.count_fault(cube.id)
         self._heat.decide(
@@ -108,21 +117,21 @@ class Pager:
             size_bytes=frame.size_bytes,
             used_bytes=self.residents.account.used_bytes,
         )
-        resident = Resident(cube.id, cube.key, frame, filling.space)
+        resident = Resident(cube.id, cube.key, frame, filling.group)
         resident.priority = cube.row.priority
         self.adopt(resident)
 
     async def _allocate_for(self, filling: _Filling, size_bytes: int) -> Frame:
-        """As `allocate`, for whichever namespace the payload belongs to by then."""
+        """As `allocate`, for whichever control group the payload is in by then."""
         while True:
-            space = filling.space
-            frame = await self.allocate(space, size_bytes)
-            if filling.space is space:
+            group = filling.group
+            frame = await self.allocate(group, size_bytes)
+            if filling.group is group:
                 filling.charged_bytes = self._ram.charge_bytes(size_bytes)
                 return frame
-            self.give_back(space, frame)  # renamed while room was made
+            self.give_back(group, frame)  # renamed while room was made
 
-    async def _load(self, cube: Cube, frame: Frame) -> None:
+    async def _load(self, cube: Cube, frame: Frame, group: Group) -> None:
         """Fill the frame and seal it."""
         try:
             if cube.version.is_inline:
@@ -130,7 +139,11 @@ class Pager:
                 await self._io.run(self._ram.fill, frame, payload)
                 self._ram.seal(frame, frame.size_bytes)
             else:
-                await self._pages.load(cube, frame)
+                await self._turns.enter(group, frame.size_bytes)
+                try:
+                    await self._pages.load(cube, frame)
+                finally:
+                    self._turns.leave()
         except MemError as error:
             self._require_row(cube)
             # A page file that is gone is as bad as one that is damaged.
@@ -174,23 +187,24 @@ class Pager:
 
     # -- frames --------------------------------------------------------------------------------
 
-    async def allocate(self, space: Namespace, size_bytes: int) -> Frame:
-        """A fresh writable frame, charged to the namespace. Errors: ENOMEM, EDQUOT, EMFILE."""
+    async def allocate(self, group: Group, size_bytes: int) -> Frame:
+        """A fresh writable frame, charged to the control group. Errors: ENOMEM, EDQUOT, EMFILE."""
         charge_bytes = self._ram.charge_bytes(size_bytes)
-        await self.reclaim.make_room(space, charge_bytes)
-        self.residents.account.charge(space, charge_bytes)
+        await self.reclaim.make_room(group, charge_bytes)
+        self.residents.account.charge(group, charge_bytes)
         try:
             frame = self._ram.allocate(size_bytes)
         except MemError:
-            self.residents.account.release(space, charge_bytes)
+            self.residents.account.release(group, charge_bytes)
             raise
         self.reclaim.balance()
+        await self.throttle.pause(group)
         return frame
 
-    def give_back(self, space: Namespace, frame: Frame) -> None:
+    def give_back(self, group: Group, frame: Frame) -> None:
         """Free a frame that never became resident."""
         charge_bytes = self._ram.charge_bytes(frame.size_bytes)
-        self.residents.account.release(space, charge_bytes)
+        self.residents.account.release(group, charge_bytes)
         self._io.run(self._ram.discard, frame)
 
     def adopt(self, resident: Resident) -> None:
@@ -221,17 +235,31 @@ class Pager:
         if not resident.is_held:
             self.reclaim.discard(resident)
 
-    def move(self, key: PayloadKey, space: Namespace) -> None:
-        """Charge a payload in RAM, or on its way there, to another namespace. Errors: EDQUOT."""
+    def move(self, key: PayloadKey, group: Group) -> None:
+        """Charge a payload in RAM, or on its way there, to another control group.
+
+        Errors: EDQUOT.
+        """
+        self._move(key, group)
         for tier in self.above:
-            tier.move(key, space)
+            tier.move(key, group)
+
+    def _move(self, key: PayloadKey, group: Group) -> None:
         filling = self._fills.get(key)
         if filling is None:
-            self.residents.move(key, space)
+            self.residents.move(key, group)
             return
         if filling.charged_bytes is not None:
-            self.residents.account.move(filling.space, space, filling.charged_bytes)
-        filling.space = space
+            self.residents.account.move(filling.group, group, filling.charged_bytes)
+        filling.group = group
+
+    def places(self) -> Iterator[tuple[PayloadKey, bytes, Group]]:
+        """Payloads in RAM or on their way there: key, cube, and what each is charged to."""
+        for resident in self.residents:
+            if not resident.is_orphan:
+                yield resident.key, resident.cube_id, resident.group
+        for key, filling in list(self._fills.items()):
+            yield key, filling.cube_id, filling.group
 
     def _on_rollback(self, _error: MemError) -> None:
         """Payloads that were to come with the failed commit are nobody's."""

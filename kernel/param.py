@@ -20,6 +20,8 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
     ram_frames: int = 4096
     """One descriptor each; bounded by RLIMIT_NOFILE."""
     disk_budget_bytes: int = 1 << 30
+    io_depth: int = 64
+    """Payloads moved at once; boot gives as many as there are threads for it."""
     policy: str = "lru"
 
     inline_limit_bytes: int = 16 << 10

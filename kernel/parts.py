@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from libmem.abi.structs import CubeType
+from memosd.kernel.fairqueue import FairQueue
 from memosd.kernel.heat import Heat
 from memosd.kernel.namespace import Namespaces
 from memosd.kernel.pagefiles import PageFiles
@@ -33,3 +34,5 @@ class Parts(NamedTuple):
     residents: Residents
     on_device: Residents
     heat: Heat
+    turns: FairQueue
+    """Whoever moves a payload takes one."""

@@ -15,7 +15,7 @@ import structlog
 from libmem.abi import failpoints
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.structs import StoredForm
-from memosd.kernel.namespace import Namespace
+from memosd.kernel.control import Group
 from memosd.kernel.pagefiles import Stored
 from memosd.kernel.parts import Parts
 from memosd.kernel.ports import PayloadKey
@@ -45,6 +45,7 @@ class Reclaim:
         self._io = parts.io
         self._heat = parts.heat
         self._timers = parts.timers
+        self._turns = parts.turns
         self._writing: dict[PayloadKey, Completion[None]] = {}
         self._due: set[PayloadKey] = set()
         """Payloads that will be written back in time."""
@@ -54,27 +55,42 @@ class Reclaim:
         self.on_lose: Callable[[PayloadKey, str], None] = _nobody_loses
         """Set at assembly: remove the versions of a cache payload that is nowhere any more."""
 
-    async def make_room(self, space: Namespace, need_bytes: int) -> None:
+    async def make_room(self, group: Group, need_bytes: int) -> None:
         """Return when a charge of this size fits; charge it before the next await.
 
         Errors: ENOMEM, EDQUOT with need_bytes and free_bytes, after reclaim was tried.
         """
         account = self._residents.account
         stuck: set[PayloadKey] = set()
-        while (shortage := account.shortage(space, need_bytes)) is not None:
-            if not account.can_ever_fit(space, need_bytes):
+        while (shortage := account.shortage(group, need_bytes)) is not None:
+            if not account.can_ever_fit(group, need_bytes):
+                account.count_refusal(group, need_bytes)
                 raise shortage  # nobody else's payload could help
-            victim = self._victim(space if shortage.errno is Errno.EDQUOT else None, stuck)
+            full = account.full_group(group, need_bytes)
+            victim = self._victim(account.reclaim_levels(full, group), stuck)
             if victim is not None:
                 if not await self._take(victim, "direct reclaim", shortage):
                     stuck.add(victim.key)
             elif self._writing:
                 await _quietly(next(iter(self._writing.values())))
             else:
+                account.count_refusal(group, need_bytes)
                 raise shortage
 
-    def _victim(self, space: Namespace | None, stuck: set[PayloadKey]) -> Resident | None:
-        for groups in self._residents.account.reclaim_levels(space):
+    async def shrink(self, group: Group, to_bytes: int, reason: str) -> None:
+        """Reclaim a control group's payloads until it takes no more than that, as far as they
+        can go."""
+        account = self._residents.account
+        stuck: set[PayloadKey] = set()
+        while account.used_by(group) > to_bytes:
+            victim = self._victim(account.reclaim_levels(group), stuck)
+            if victim is None:
+                return
+            if not await self._take(victim, reason, None):
+                stuck.add(victim.key)
+
+    def _victim(self, levels: list[list[int]], stuck: set[PayloadKey]) -> Resident | None:
+        for groups in levels:
             victims = self._residents.victims(groups)
             for victim in victims:
                 if victim.key not in stuck:
@@ -98,7 +114,7 @@ class Reclaim:
         stuck: set[PayloadKey] = set()
         try:
             while account.used_bytes > low_bytes:
-                victim = self._victim(None, stuck)
+                victim = self._victim(account.reclaim_levels(None), stuck)
                 if victim is None:
                     return
                 if not await self._take(victim, "above the high watermark", None):
@@ -211,7 +227,11 @@ class Reclaim:
         stored: Stored | None = None
         try:
             frame, coding = resident.frame, resident.coding
-            stored = await self._pages.store(resident.key, frame, manifest, coding)
+            await self._turns.enter(resident.group, frame.size_bytes)
+            try:
+                stored = await self._pages.store(resident.key, frame, manifest, coding)
+            finally:
+                self._turns.leave()
             if stored is not None and stored.form is not None:
                 await self._record(resident, stored.form)
         except MemError as error:
@@ -241,7 +261,8 @@ class Reclaim:
         failpoints.hit("writeback.form.before")
         self._table.put_page_file(resident.key, resident.cube_id, form)
         self._table.set_settled(resident.key)
-        self._namespaces.charge(space, self._disk.charge_bytes(form.size_bytes) - whole_bytes)
+        more_bytes = self._disk.charge_bytes(form.size_bytes) - whole_bytes
+        self._namespaces.charge(space, row.name, more_bytes)
         await self._table.ledger.durable()
         resident.manifest = None
 

@@ -17,6 +17,7 @@ from libmem.abi.names import namespace_of, parse_name, parse_ref
 from libmem.abi.structs import EventKind
 from memosd.kernel.access import EXECUTE, WRITE, Identity
 from memosd.kernel.charges import version_charge
+from memosd.kernel.control import Group
 from memosd.kernel.cubes import Cubes
 from memosd.kernel.namespace import Namespace
 from memosd.kernel.pager import Pager
@@ -80,7 +81,7 @@ class Removal:
             )
         versions = [*self._table.older_versions(cube.id), cube.row.current]
         kept = [version for version in versions if version.version != cube.version.version]
-        freed = self._drop_versions([cube.version], kept, space)
+        freed = self._drop_versions([cube.version], kept, (space, cube.row.name))
         self._table.drop_history(cube.id, cube.version.version)
         self._table.log.note(EventKind.PRUNE, cube.id, cube.row, actor_uid=who.uid)
         return UnlinkReply(freed_bytes=freed, versions=1)
@@ -92,28 +93,31 @@ class Removal:
 
     def _remove(self, found: _Found, kind: EventKind, actor_uid: int) -> UnlinkReply:
         cube_id, row, older, space = found
-        freed = self._drop_versions([*older, row.current], [], space)
+        freed = self._drop_versions([*older, row.current], [], (space, row.name))
         for version in older:
             self._table.drop_history(cube_id, version.version)
         self._table.drop_name(row.name)
         self._table.drop_cube(cube_id)
         self._table.drop_expiry(cube_id, row.expires_ns)
         self._heat.forget(cube_id)
-        self._namespaces.charge(space, 0, cubes=-1)
+        self._namespaces.charge(space, row.name, 0, cubes=-1)
         self._table.log.note(kind, cube_id, row, actor_uid=actor_uid)
         return UnlinkReply(freed_bytes=freed, versions=len(older) + 1)
 
     def _drop_versions(
-        self, doomed: list[VersionRow], kept: list[VersionRow], space: Namespace
+        self, doomed: list[VersionRow], kept: list[VersionRow], place: tuple[Namespace, str]
     ) -> int:
-        """Give back what versions were charged, and the payloads that no kept one shares."""
+        """Give back what versions were charged, and the payloads that no kept one shares.
+
+        `place`: the cube's namespace and name.
+        """
         shared = {version.payload_id for version in kept}
         freed = sum(version_charge(version) for version in doomed)
         for key, version in {v.payload_id: v for v in doomed}.items():
             if key not in shared:
                 freed += self._pages.charge_bytes(version)
                 self.drop_payload(key, is_inline=version.is_inline)
-        self._namespaces.charge(space, -freed)
+        self._namespaces.charge(*place, -freed)
         return freed
 
     def drop_payload(self, key: PayloadKey, *, is_inline: bool) -> None:
@@ -216,7 +220,7 @@ class Removal:
             row.current = left[-1]
             self._table.drop_history(cube_id, row.current.version)
             self._table.put_cube(cube_id, row)
-        self._drop_versions(doomed, [*left, row.current], space)
+        self._drop_versions(doomed, [*left, row.current], (space, row.name))
         self._table.log.note(EventKind.LOSE, cube_id, row)
 
     # -- rename --------------------------------------------------------------------------------
@@ -233,8 +237,7 @@ class Removal:
             # What gave way may have taken the cube with it, or its newest version.
             cube, space = self._cubes.open(who, request.name, WRITE)
             self._cubes.check_version(cube, request.expected_version, request.name)
-        if target is not space:
-            self._change_space(cube, space, target)
+        self._change_place(cube, (space, cube.row.name), (target, new_name))
         row = msgspec.structs.replace(cube.row, name=new_name, namespace=target.id)
         self._table.drop_name(cube.row.name)
         self._table.put_name(new_name, cube.id)
@@ -255,29 +258,44 @@ class Removal:
         self.remove_expired(cube_id, row)
         return True
 
-    def _change_space(self, cube: Cube, space: Namespace, target: Namespace) -> None:
+    def _change_place(
+        self, cube: Cube, old: tuple[Namespace, str], new: tuple[Namespace, str]
+    ) -> None:
+        """Charge a cube to the namespace and the control groups of another name.
+
+        Errors: EDQUOT; then nothing moved.
+        """
+        group_of = self._namespaces.control.group_of
+        before, group = group_of(*old), group_of(*new)
+        if before.number == group.number and not _is_being_counted(group):
+            return
         versions = [*self._table.older_versions(cube.id), cube.row.current]
         payloads = {v.payload_id for v in versions}
         charge = self._cubes.charge_of_versions(versions)
-        self._namespaces.move(space, target, charge)
+        self._namespaces.move(old, new, charge)
         moved: list[PayloadKey] = []
         try:
             for key in payloads:
-                self._pager.move(key, target)
+                self._pager.move(key, group)
                 moved.append(key)
         except MemError:
-            self._namespaces.move(target, space, charge)
+            self._namespaces.move(new, old, charge)
             for key in moved:
-                self._pager.move(key, space)
+                self._pager.move(key, before)
             raise
         for key in payloads:
-            self._prefixes.move(key, target.id)
+            self._prefixes.move(key, group.space)
 
         def undo(error: MemError | None) -> None:
             for key in moved if error else ():
                 # Where the old place was taken meanwhile, it stays charged to the new one.
                 with suppress(MemError):
-                    self._pager.move(key, space)
+                    self._pager.move(key, before)
 
         ledger = self._table.ledger
         ledger.when_durable(ledger.pending_barrier(), undo)
+
+
+def _is_being_counted(group: Group) -> bool:
+    """Then a cube may go from the part of a folder that was added up to the one that was not."""
+    return any(each.counted_to is not None for each in group.lineage)

@@ -1,20 +1,20 @@
-"""Residents: the payloads in the RAM tier, who holds them, and the bytes they are charged.
+"""Residents: the payloads in the RAM tier, who holds them, and their place in the order.
 
-Invariants: one frame per resident payload; charged bytes never exceed the budget, nor a
-namespace's RAM quota; what is pinned, mapped or being written back is held under the policy, so
-never a victim. Kernel thread only.
+Invariants: one frame per resident payload, charged to the control group its cube is in; what is
+pinned, mapped or being written back is held under the policy, so never a victim. Kernel thread
+only.
 """
 
 import heapq
 from collections.abc import Iterator, Sequence
 
 from libmem.abi.digest import Manifest
-from libmem.abi.errors import Errno, MemError
-from memosd.kernel.namespace import Namespace
+from memosd.kernel.accounts import TierAccount
+from memosd.kernel.control import Group
 from memosd.kernel.policies.policy import Entry, Policy
 from memosd.kernel.ports import Coding, Frame, PayloadKey
 
-__all__ = ["RamAccount", "Resident", "Residents"]
+__all__ = ["Resident", "Residents"]
 
 
 class Resident:
@@ -26,6 +26,7 @@ class Resident:
         "coding",
         "cube_id",
         "frame",
+        "group",
         "is_orphan",
         "is_sequential",
         "key",
@@ -34,14 +35,14 @@ class Resident:
         "parent",
         "pins",
         "priority",
-        "space",
     )
 
-    def __init__(self, cube_id: bytes, key: PayloadKey, frame: Frame, space: Namespace) -> None:
+    def __init__(self, cube_id: bytes, key: PayloadKey, frame: Frame, group: Group) -> None:
         self.cube_id = cube_id
         self.key = key
         self.frame = frame
-        self.space = space
+        self.group = group
+        """What it is charged to."""
         self.charged_bytes = 0
         self.priority = 50
         self.parent: PayloadKey = b""
@@ -71,96 +72,16 @@ class Resident:
         return Entry(
             key=self.key,
             size_bytes=self.charged_bytes,
-            group=self.space.id,
+            group=self.group.number,
             priority=self.priority,
             parent=self.parent,
         )
 
 
-class RamAccount:
-    """Bytes and frames charged, in all and per namespace."""
-
-    def __init__(self, budget_bytes: int, budget_frames: int) -> None:
-        self.budget_bytes = budget_bytes
-        self.budget_frames = budget_frames
-        self.used_bytes = 0
-        self.used_frames = 0
-        self._by_space: dict[int, int] = {}
-
-    def used_by(self, space: Namespace) -> int:
-        return self._by_space.get(space.id, 0)
-
-    def groups(self) -> list[int]:
-        """Namespaces that are charged for anything."""
-        return list(self._by_space)
-
-    def reclaim_levels(self, space: Namespace | None) -> list[list[int]]:
-        """Whom to reclaim from for a charge to a namespace that is at its ceiling, or for the
-        tier's sake (None): all of a level before any of the next."""
-        # By number: a namespace whose removal failed comes back as another object.
-        return [self.groups() if space is None else [space.id]]
-
-    def charge(self, space: Namespace, need_bytes: int) -> None:
-        """The caller has made sure that it fits."""
-        assert self.shortage(space, need_bytes) is None, "charged without room"
-        self.used_bytes += need_bytes
-        self.used_frames += 1
-        self._by_space[space.id] = self.used_by(space) + need_bytes
-
-    def release(self, space: Namespace, charged_bytes: int) -> None:
-        self.used_bytes -= charged_bytes
-        self.used_frames -= 1
-        left = self.used_by(space) - charged_bytes
-        if left:
-            self._by_space[space.id] = left
-        else:
-            self._by_space.pop(space.id, None)
-
-    def move(self, old: Namespace, new: Namespace, charged_bytes: int) -> None:
-        """Charge a frame to another namespace. Errors: EDQUOT; then nothing moved."""
-        self.release(old, charged_bytes)
-        shortage = self.shortage(new, charged_bytes)
-        self.charge(old if shortage else new, charged_bytes)
-        if shortage:
-            raise shortage
-
-    def shrink(self, space: Namespace, bytes_less: int) -> None:
-        """A charged frame got smaller."""
-        self.used_bytes -= bytes_less
-        self._by_space[space.id] = self.used_by(space) - bytes_less
-
-    def can_ever_fit(self, space: Namespace, need_bytes: int) -> bool:
-        """Were everything else out of the way."""
-        return need_bytes <= min(self.budget_bytes, space.row.quota.ram_bytes or need_bytes)
-
-    def shortage(self, space: Namespace, need_bytes: int) -> MemError | None:
-        """Why a charge would not fit now: EDQUOT or ENOMEM, or None when it fits."""
-        quota = space.row.quota.ram_bytes
-        if quota and self.used_by(space) + need_bytes > quota:
-            return MemError(
-                Errno.EDQUOT,
-                "the namespace's RAM quota is exhausted",
-                need_bytes=need_bytes,
-                free_bytes=max(0, quota - self.used_by(space)),
-            )
-        if self.used_bytes + need_bytes > self.budget_bytes:
-            return MemError(
-                Errno.ENOMEM,
-                "the RAM tier's budget is exhausted",
-                need_bytes=need_bytes,
-                free_bytes=self.budget_bytes - self.used_bytes,
-            )
-        if self.used_frames >= self.budget_frames:
-            return MemError(
-                Errno.ENOMEM, "the RAM tier holds as many frames as it may", frames=self.used_frames
-            )
-        return None
-
-
 class Residents:
     """All residents, and their place in the policy's order."""
 
-    def __init__(self, account: RamAccount, policy: Policy) -> None:
+    def __init__(self, account: TierAccount, policy: Policy) -> None:
         self.account = account
         self.policy = policy
         self._by_key: dict[PayloadKey, Resident] = {}
@@ -187,9 +108,10 @@ class Residents:
         del self._by_key[resident.key]
         if is_reclaim:
             self.policy.evict(resident.key)
+            self.account.count_reclaim(resident.group)
         else:
             self.policy.remove(resident.key)
-        self.account.release(resident.space, resident.charged_bytes)
+        self.account.release(resident.group, resident.charged_bytes)
 
     def set_apart(self, resident: Resident) -> None:
         """It is found no more, but charged until its last holder lets go."""
@@ -217,13 +139,13 @@ class Residents:
             resident.priority = priority
             self._update(resident)
 
-    def move(self, key: PayloadKey, space: Namespace) -> None:
-        """Charge a resident to another namespace. Errors: EDQUOT."""
+    def move(self, key: PayloadKey, group: Group) -> None:
+        """Charge a resident to another control group. Errors: EDQUOT."""
         resident = self._by_key.get(key)
-        if resident is None or resident.space.id == space.id:
+        if resident is None or resident.group.number == group.number:
             return
-        self.account.move(resident.space, space, resident.charged_bytes)
-        resident.space = space
+        self.account.move(resident.group, group, resident.charged_bytes)
+        resident.group = group
         self._update(resident)
 
     def _update(self, resident: Resident) -> None:

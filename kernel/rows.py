@@ -18,6 +18,7 @@ Fields are only ever appended, with defaults; docs/format.md lists them.
     log         u64 last, first   -> LogRow: the events of a commit, by their numbers
     heat        cube id           -> HeatRow, written now and then
     prefixes    payload id        -> PrefixRow of a payload that begins with tokens
+    control     path              -> GroupRow of a control group that was given limits
 """
 
 from typing import Any, Final, TypeVar
@@ -32,6 +33,7 @@ from libmem.abi.structs import (
     Descriptive,
     Durability,
     EventKind,
+    Limits,
     Quota,
     Sensitivity,
     StoredForm,
@@ -44,6 +46,7 @@ __all__ = [
     "CubeRow",
     "EventRow",
     "FormRow",
+    "GroupRow",
     "HeatRow",
     "LogRow",
     "NamespaceRow",
@@ -73,6 +76,7 @@ TABLES: Final = (
     "log",
     "heat",
     "prefixes",
+    "control",
 )
 _CHECKSUM_BYTES: Final = 8
 _ID_BYTES: Final = 16
@@ -129,6 +133,20 @@ class NamespaceRow(Row):
     quota: Quota
     usage: Usage
     """disk_bytes and cubes; RAM is counted in memory only."""
+
+
+class GroupRow(Row):
+    """What a control group is granted."""
+
+    number: int
+    namespace: int
+    """The number of the namespace it lies in; 0: of all."""
+    limits: Limits
+    """A namespace's `max` of RAM and disk is its quota, and 0 here."""
+    disk_bytes: int = 0
+    """Of a folder: what lies in it."""
+    is_counted: bool = True
+    """False while that is still being added up."""
 
 
 class FormRow(Row):
@@ -194,7 +212,7 @@ RowT = TypeVar("RowT", bound=Row)
 _encoder = msgspec.msgpack.Encoder()
 _decoders: dict[type[Row], msgspec.msgpack.Decoder[Any]] = {
     row: msgspec.msgpack.Decoder(row)
-    for row in (CubeRow, VersionRow, NamespaceRow, FormRow, LogRow, HeatRow, PrefixRow)
+    for row in (CubeRow, VersionRow, NamespaceRow, GroupRow, FormRow, LogRow, HeatRow, PrefixRow)
 }
 
 

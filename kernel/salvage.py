@@ -90,7 +90,7 @@ class Salvage:
             raise MemError(Errno.EBUSY, "it is being renamed or made anew; try again", cube=name)
         remains = self._remains(cube_id, pages, expiry)
         freed = 0 if others_bytes is None else space.disk_bytes - others_bytes
-        self._namespaces.charge(space, -freed, cubes=-1)
+        self._namespaces.charge(space, name, -freed, cubes=-1)
         self._drop(name, remains)
         self._removal.follow()
         self._table.log.append(self._event(who, name, space, remains))

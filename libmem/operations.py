@@ -20,7 +20,9 @@ from libmem.abi.structs import (
     CubeType,
     Decision,
     Event,
+    GroupStat,
     Hit,
+    Limits,
     NamespaceStat,
     Quota,
     SessionStat,
@@ -285,6 +287,25 @@ class Operations:
     def set_quota(self, namespace: str, quota: Quota) -> c.Call[NamespaceStat]:
         """Set a namespace's ceilings; for the administrator."""
         return c.SetQuota(namespace=namespace, quota=quota)
+
+    @one_call
+    def set_limits(self, path: str, limits: Limits) -> c.Call[GroupStat]:
+        """Set what a namespace, or a folder below one, is granted of each tier.
+
+        For the administrator; a folder's for the owner of its namespace as well.
+        """
+        return c.SetLimits(path=path, limits=limits)
+
+    @pages
+    def limits(self, path: str = "/") -> Pages[GroupStat]:
+        """The control groups of a subtree, with their limits and what they use."""
+        cursor = ""
+        while True:
+            reply: c.StatLimitsReply = yield c.StatLimits(path, is_recursive=True, cursor=cursor)
+            yield Items(reply.groups)
+            cursor = reply.next_cursor
+            if not cursor:
+                return
 
     # The daemon
 

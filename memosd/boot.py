@@ -190,6 +190,7 @@ def _parameters(config: Config, share: Descriptors) -> Parameters:
         ram_high=config.ram.high_watermark,
         ram_low=config.ram.low_watermark,
         ram_frames=share.frames,
+        io_depth=config.store.io_threads,
         disk_budget_bytes=config.disk.budget_bytes,
         policy=config.ram.policy,
         inline_limit_bytes=config.disk.inline_limit_bytes,

@@ -61,9 +61,10 @@ async def sys_create_cube(context: Context, draft: c.CreateCube) -> c.CreateRepl
     kernel.cubes.check_room(
         admission, kernel.cubes.charge_of(draft, draft.size_bytes, is_inline=is_inline)
     )
-    frame = await kernel.pager.allocate(admission.space, draft.size_bytes)
-    fill = Fill(draft, admission.space, frame)
-    number = context.grant("fill", fill, lambda: kernel.pager.give_back(fill.space, frame))
+    group = kernel.pager.control.group_of(admission.space, admission.name)
+    frame = await kernel.pager.allocate(group, draft.size_bytes)
+    fill = Fill(draft, group, frame)
+    number = context.grant("fill", fill, lambda: kernel.pager.give_back(fill.group, frame))
     kernel.send_fds(context.session, number, [frame.fd])
     return c.CreateReply(handle=number, size_bytes=draft.size_bytes)
 

@@ -1,13 +1,15 @@
 """Handlers about namespaces and listings."""
 
+from itertools import islice
 from typing import Final
 
 from libmem.abi import calls as c
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.limits import READDIR_MAX
 from libmem.abi.names import namespace_of, parse_namespace, parse_subtree
-from libmem.abi.structs import EventKind, NamespaceStat, Quota, Stat, Usage
+from libmem.abi.structs import EventKind, GroupStat, NamespaceStat, Quota, Stat, Usage
 from memosd.kernel.access import EXECUTE, READ, require_owner
+from memosd.kernel.control import Group
 from memosd.kernel.dispatch import Context
 from memosd.kernel.namespace import Namespace
 from memosd.kernel.pagetable import Cube
@@ -17,7 +19,9 @@ __all__ = [
     "sys_make_namespace",
     "sys_readdir",
     "sys_remove_namespace",
+    "sys_set_limits",
     "sys_set_quota",
+    "sys_stat_limits",
     "sys_stat_namespace",
 ]
 
@@ -29,7 +33,7 @@ _PAGE_MAX_BYTES: Final = 1 << 20
 
 def _stat(context: Context, space: Namespace) -> NamespaceStat:
     parts = context.kernel.parts
-    return parts.namespaces.stat(space, parts.residents.account.used_by(space))
+    return parts.namespaces.stat(space, parts.residents.account.used_by(space.group))
 
 
 def _log(context: Context, space: Namespace) -> None:
@@ -84,9 +88,49 @@ def sys_stat_namespace(context: Context, request: c.StatNamespace) -> NamespaceS
 def sys_set_quota(context: Context, request: c.SetQuota) -> NamespaceStat:
     parts = context.kernel.parts
     space = parts.namespaces.find(parse_namespace(request.namespace))
-    parts.namespaces.set_quota(space, request.quota, parts.residents.account.used_by(space))
+    context.kernel.grants.check_quota(space, request.quota)
+    parts.namespaces.set_quota(space, request.quota, parts.residents.account.used_by(space.group))
     _log(context, space)
     return _stat(context, space)
+
+
+async def sys_set_limits(context: Context, request: c.SetLimits) -> GroupStat:
+    grants, who = context.kernel.grants, context.who
+    path = parse_subtree(request.path)
+    space = grants.place(path)
+    if space is not None and path != space.row.name:
+        require_owner(who, space.row.uid, "the limits of a folder")
+    elif not who.is_admin:
+        raise MemError(Errno.EPERM, "only the administrator limits a whole namespace")
+    group = await grants.set(path, request.limits)
+    space = grants.place(path)
+    if space is not None:
+        _log(context, space)
+    return grants.stat(group)
+
+
+def sys_stat_limits(context: Context, request: c.StatLimits) -> c.StatLimitsReply:
+    grants = context.kernel.grants
+    control = context.kernel.parts.namespaces.control
+    path = parse_subtree(request.path)
+    space = grants.place(path)
+    if space is not None:
+        space.require(context.who, EXECUTE)
+    group = control.find(path, space)
+    if not request.is_recursive:
+        return c.StatLimitsReply(groups=(grants.stat(group),))
+    after = request.cursor.split("/") if request.cursor else []
+    following = (each for each in group.subtree() if each.path.split("/") > after)
+    page = list(islice((it for it in following if _may_enter(context, it)), READDIR_MAX))
+    cursor = page[-1].path if len(page) == READDIR_MAX else ""
+    return c.StatLimitsReply(groups=tuple(map(grants.stat, page)), next_cursor=cursor)
+
+
+def _may_enter(context: Context, group: Group) -> bool:
+    """Into the namespace that the group lies in; `/` is everybody's."""
+    if not group.space:
+        return True
+    return context.kernel.parts.namespaces.by_id(group.space).allows(context.who, EXECUTE)
 
 
 def sys_readdir(context: Context, request: c.Readdir) -> c.ReaddirReply:

@@ -14,7 +14,7 @@ import msgspec
 
 from libmem.abi import calls as c
 from libmem.abi.errors import Errno as E  # noqa: N817
-from libmem.abi.structs import NamespaceStat, Stat, Value
+from libmem.abi.structs import GroupStat, NamespaceStat, Stat, Value
 
 __all__ = ["BY_NAME", "BY_NUMBER", "BY_REQUEST", "COMMON_ERRORS", "SYSCALLS", "Access", "Syscall"]
 
@@ -262,6 +262,17 @@ SYSCALLS: Final[tuple[Syscall, ...]] = (
         35, "finish_job", c.FinishJob, c.Done, Access.WORKER, (E.EPERM, E.EBADF),
         "Return what became of a job; with id 0, say why this worker can do none.",
         is_mutation=True,
+    ),
+    Syscall(
+        36, "set_limits", c.SetLimits, GroupStat, Access.OWNER,
+        (*_NAME, E.EPERM, E.EDQUOT, E.ENOSPC, E.EBUSY),
+        "Set what a control group is granted of each tier: a folder's by the namespace's owner, "
+        "others by the administrator.",
+        blocks=True, is_mutation=True,
+    ),
+    Syscall(
+        37, "stat_limits", c.StatLimits, c.StatLimitsReply, Access.SESSION, _NAME,
+        "Limits and use of a control group, or of all in a subtree that the caller may enter.",
     ),
     Syscall(
         42, "map_job", c.MapJob, c.MapJobReply, Access.WORKER,

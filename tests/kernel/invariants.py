@@ -73,7 +73,7 @@ def check_always(kernel: Kernel) -> None:
         assert space.cubes >= 0
         assert not quota.disk_bytes or held <= quota.disk_bytes
         assert not quota.cubes or space.cubes <= quota.cubes
-        assert not quota.ram_bytes or account.used_by(space) <= quota.ram_bytes
+        assert not quota.ram_bytes or account.used_by(space.group) <= quota.ram_bytes
     booked = sum(space.disk_bytes for space in parts.namespaces)
     assert parts.namespaces.used_bytes == booked + reserved
     evictable = {r.key for r in parts.residents if not (r.is_held or r.is_orphan)}
@@ -145,15 +145,16 @@ def _check_frames(kernel: Kernel, ram: CountedRam) -> None:
     assert sorted(owned + of_host) == sorted(f.fd for f in ram.live()), "every frame has one owner"
     assert kernel.parts.on_device.account.used_bytes == sum(copy.charged_bytes for copy in copies)
     charged: Counter[int] = Counter()
-    for space, frame in [(r.space, r.frame) for r in residents] + [
-        (fill.space, fill.frame) for fill in fills
+    for group, frame in [(r.group, r.frame) for r in residents] + [
+        (fill.group, fill.frame) for fill in fills
     ]:
-        charged[space.id] += ram.charge_bytes(frame.size_bytes)
+        for number in {each.number for each in group.lineage}:
+            charged[number] += ram.charge_bytes(frame.size_bytes)
     account = kernel.parts.residents.account
-    assert account.used_bytes == charged.total()
+    assert account.used_bytes == charged[0] == account.used_by(kernel.parts.namespaces.control.root)
     assert account.used_frames == len(owned)
     for space in kernel.parts.namespaces:
-        assert account.used_by(space) == charged[space.id]
+        assert account.used_by(space.group) == charged[space.id]
 
 
 def _check_spaces(kernel: Kernel) -> None:

@@ -54,7 +54,7 @@ def test_a_namespace_over_its_ram_quota_says_what_it_needs(world: World, user: C
     user.call(c.PinCube(name="/q/b"))
     user.call(c.PinCube(name="/q/c"))
     error = user.fails(c.MmapCube(name="/q/a"), Errno.EDQUOT)
-    assert error.detail == {"need_bytes": PAGED, "free_bytes": 0}
+    assert error.detail == {"group": "/q", "need_bytes": PAGED, "free_bytes": 0}
     user.call(c.MmapCube(name="/n/beside"))
 
 

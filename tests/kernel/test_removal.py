@@ -232,7 +232,9 @@ def test_a_rename_that_is_undone_finds_its_old_place_taken(world: World, user: C
 def ram_of(world: World) -> list[int]:
     """The RAM charged to /n and /m."""
     parts = world.kernel.parts
-    return [parts.residents.account.used_by(parts.namespaces.find(name)) for name in ("/n", "/m")]
+    return [
+        parts.residents.account.used_by(parts.namespaces.find(name).group) for name in ("/n", "/m")
+    ]
 
 
 def test_a_cube_renamed_while_it_is_read_is_charged_to_one_namespace(

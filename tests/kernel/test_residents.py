@@ -5,11 +5,11 @@ from typing import NamedTuple
 import pytest
 
 from libmem.abi.errors import Errno, MemError
-from libmem.abi.structs import Quota, Usage
-from memosd.kernel.namespace import Namespace
+from libmem.abi.structs import Limits, TierLimits
+from memosd.kernel.accounts import TierAccount
+from memosd.kernel.control import Group
 from memosd.kernel.policies.lru import Lru
-from memosd.kernel.residents import RamAccount, Resident, Residents
-from memosd.kernel.rows import NamespaceRow
+from memosd.kernel.residents import Resident, Residents
 
 
 class Frame(NamedTuple):
@@ -20,19 +20,20 @@ class Frame(NamedTuple):
     is_sealed: bool = True
 
 
-def space(number: int, ram_bytes: int = 0) -> Namespace:
-    """A namespace with a RAM quota."""
-    quota = Quota(ram_bytes=ram_bytes)
-    return Namespace(number, NamespaceRow(f"/{number}", 1, 1, 0o700, 0, quota, Usage()))
+def space(number: int, ram_bytes: int = 0) -> Group:
+    """The control group of a namespace with a RAM quota."""
+    group = Group(number, f"/{number}", space=number, parent=None)
+    group.limits = Limits(ram=TierLimits(max_bytes=ram_bytes))
+    return group
 
 
 @pytest.fixture
 def residents() -> Residents:
     """A budget of 100 bytes in 5 frames."""
-    return Residents(RamAccount(100, 5), Lru(lambda: 0.0))
+    return Residents(TierAccount("ram", 100, 5), Lru(lambda: 0.0))
 
 
-def add(residents: Residents, where: Namespace, key: bytes, charge: int = 10) -> Resident:
+def add(residents: Residents, where: Group, key: bytes, charge: int = 10) -> Resident:
     """A resident of that charge."""
     residents.account.charge(where, charge)
     resident = Resident(b"cube", key, Frame(), where)  # type: ignore[arg-type]
@@ -75,7 +76,7 @@ def test_victims_of_one_namespace_are_its_own(residents: Residents) -> None:
     one, other = space(1), space(2)
     add(residents, one, b"1")
     add(residents, other, b"2")
-    assert [victim.key for victim in residents.victims([other.id])] == [b"2"]
+    assert [victim.key for victim in residents.victims([other.number])] == [b"2"]
 
 
 def test_a_move_is_all_or_nothing(residents: Residents) -> None:
@@ -142,4 +143,5 @@ def test_accounts_of_nobody_are_not_kept(residents: Residents) -> None:
     residents.drop(add(residents, home, b"1"), is_reclaim=True)
     account = residents.account
     assert (account.used_bytes, account.used_frames, account.used_by(home)) == (0, 0, 0)
-    assert account._by_space == {}
+    assert account.groups() == []
+    assert account.__dict__["_used"] == {}

@@ -31,6 +31,7 @@ _BENCHMARKS: Final = {
     "embed": ("memosd.tools.bench.embed", "vectors of texts against sentence-transformers"),
     "recall": ("memosd.tools.bench.recall", "what a search finds of what questions need"),
     "search-scale": ("memosd.tools.bench.search_scale", "a search among 200,000 memories"),
+    "fairness": ("memosd.tools.bench.fairness", "what min keeps while another namespace floods"),
     "backlog": ("memosd.tools.bench.backlog", "a write while thousands wait for their vectors"),
 }
 

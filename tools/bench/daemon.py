@@ -34,14 +34,18 @@ _SETTLE_S: Final = 600.0
 class Daemon:
     """One store and the daemon that serves it, which may be stopped and started again."""
 
-    def __init__(self, data_dir: Path, meeting_dir: Path, embedder: str) -> None:
-        """`meeting_dir` is short enough for socket names; both exist and are empty."""
+    def __init__(self, data_dir: Path, meeting_dir: Path, embedder: str, config: str) -> None:
+        """`config`: in TOML, instead of a user's own daemon's. `meeting_dir` is short enough for
+        socket names; both exist and are empty."""
         self.embedder = embedder
         """What the next `start` gives it: `none`, `auto`, or a folder."""
         self.data_dir = data_dir
         self.runtime_dir = meeting_dir / "run"
         self._notify_path = meeting_dir / "notify"
         self._log_path = meeting_dir / "log"
+        self._config_path = meeting_dir / "memosd.toml" if config else None
+        if self._config_path is not None:
+            self._config_path.write_text(config, encoding="utf-8")
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -60,7 +64,7 @@ class Daemon:
             before = time.perf_counter()
             with self._log_path.open("ab") as log:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "memosd", "--user", *self._options()],
+                    [sys.executable, "-m", "memosd", *self._options()],
                     env={**os.environ, "NOTIFY_SOCKET": str(self._notify_path)},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -105,7 +109,9 @@ class Daemon:
 
     def _options(self) -> list[str]:
         directories = ["--data-dir", str(self.data_dir), "--runtime-dir", str(self.runtime_dir)]
-        return [*directories, "--embedder", self.embedder]
+        path = self._config_path
+        source = ["--user"] if path is None else ["--config", str(path)]
+        return [*source, *directories, "--embedder", self.embedder]
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:
@@ -137,7 +143,9 @@ class Daemon:
 
 
 @contextmanager
-def private_daemon(directory: Path, embedder: str = "none") -> Iterator[Daemon]:
+def private_daemon(
+    directory: Path, embedder: str = "none", *, config: str = ""
+) -> Iterator[Daemon]:
     """A daemon, not started yet, on a new store below `directory`; both vanish with the block.
 
     Without an embedder unless it is asked for: what is not about recall pays for none.
@@ -145,7 +153,7 @@ def private_daemon(directory: Path, embedder: str = "none") -> Iterator[Daemon]:
     data_dir = Path(tempfile.mkdtemp(prefix="memos-bench-", dir=directory))
     # Sockets have names of at most 107 bytes, and `directory` may be deep.
     meeting_dir = Path(tempfile.mkdtemp(prefix="memos-bench-"))
-    daemon = Daemon(data_dir, meeting_dir, embedder)
+    daemon = Daemon(data_dir, meeting_dir, embedder, config)
     try:
         yield daemon
     finally:

@@ -16,6 +16,7 @@ from memosd.tools.memctl import (
     cubes,
     daemon,
     ingest,
+    limits,
     manual,
     namespaces,
     payload,
@@ -32,7 +33,7 @@ app: Final = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (daemon, cubes, payload, ingest, recall, residence, namespaces, manual):
+for group in (daemon, cubes, payload, ingest, recall, residence, namespaces, limits, manual):
     app.add_typer(group.app)
 
 

@@ -70,7 +70,10 @@ from libmem.abi.calls.space import (
     Readdir,
     ReaddirReply,
     RemoveNamespace,
+    SetLimits,
     SetQuota,
+    StatLimits,
+    StatLimitsReply,
     StatNamespace,
 )
 from libmem.abi.calls.work import FinishJob, JobReply, MapJob, MapJobReply, TakeJob
@@ -127,9 +130,12 @@ __all__ = [
     "Search",
     "SearchReply",
     "SetHeader",
+    "SetLimits",
     "SetQuota",
     "Shutdown",
     "StatCube",
+    "StatLimits",
+    "StatLimitsReply",
     "StatNamespace",
     "Sync",
     "TakeJob",

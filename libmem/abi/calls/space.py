@@ -1,14 +1,17 @@
 """Requests about namespaces and what they list."""
 
 from libmem.abi.calls.base import Call, Done
-from libmem.abi.structs import NamespaceStat, Quota, Stat, Value
+from libmem.abi.structs import GroupStat, Limits, NamespaceStat, Quota, Stat, Value
 
 __all__ = [
     "MakeNamespace",
     "Readdir",
     "ReaddirReply",
     "RemoveNamespace",
+    "SetLimits",
     "SetQuota",
+    "StatLimits",
+    "StatLimitsReply",
     "StatNamespace",
 ]
 
@@ -45,3 +48,23 @@ class StatNamespace(Call[NamespaceStat], frozen=True):
 class SetQuota(Call[NamespaceStat], frozen=True):
     namespace: str
     quota: Quota
+
+
+class SetLimits(Call[GroupStat], frozen=True):
+    path: str
+    """`/`, a namespace, or a folder below one."""
+    limits: Limits
+    """All of them; `Limits()` takes them away, and with them a folder's group."""
+
+
+class StatLimitsReply(Value, frozen=True):
+    groups: tuple[GroupStat, ...]
+    """The one asked for, then those below it, by path."""
+    next_cursor: str = ""
+    """Empty at the end; else pass it back as `cursor`."""
+
+
+class StatLimits(Call[StatLimitsReply], frozen=True):
+    path: str
+    is_recursive: bool = False
+    cursor: str = ""
