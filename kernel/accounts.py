@@ -6,8 +6,8 @@ is the sum of its own and of those below it. Kernel thread only.
 
 from typing import NamedTuple
 
+from libmem.abi.control import GroupTierStat
 from libmem.abi.errors import Errno, MemError
-from libmem.abi.structs import GroupTierStat
 from memosd.kernel.control import Group
 from memosd.kernel.protection import Sums, levels
 
@@ -106,6 +106,8 @@ class TierAccount:
     def _book(self, group: Group, more_bytes: int, frames: int) -> None:
         self.used_bytes += more_bytes
         self.used_frames += frames
+        # Rows that came back made new objects, whose lineage is the tree's.
+        group = self._groups.get(group.number, group)
         own = self._own.get(group.number, 0) + more_bytes
         if own:
             self._own[group.number] = own

@@ -12,8 +12,8 @@ from typing import Final, Protocol
 
 import msgspec
 
+from libmem.abi.control import Limits, TierLimits
 from libmem.abi.errors import Errno, MemError
-from libmem.abi.structs import Limits, TierLimits
 from memosd.kernel.ledger import Ledger
 from memosd.kernel.ports import Store
 from memosd.kernel.rows import GroupRow, decode_row, encode_row

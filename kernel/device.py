@@ -210,14 +210,13 @@ class Device:
         """Let go of a hold; the last one of what was set apart frees its memory."""
         self.residents.let_go(resident, kind)
         if resident.is_orphan and not resident.is_held:
-            self.residents.account.release(resident.group, resident.charged_bytes)
-            self._free(resident.frame, resident.key)
+            self._release(resident)
 
     def evict(self, resident: Resident, reason: str, **numbers: float | str) -> int:
         """Drop an unheld resident; returns the bytes freed."""
         self._decide(resident, "demote", reason, **numbers)
         self.residents.drop(resident, is_reclaim=True)
-        self._free(resident.frame, resident.key)
+        self._release(resident)
         return resident.charged_bytes
 
     def _decide(self, resident: Resident, action: str, reason: str, **numbers: float | str) -> None:
@@ -227,11 +226,14 @@ class Device:
             used_bytes=account.used_bytes, budget_bytes=account.budget_bytes, **numbers,
         )  # fmt: skip
 
-    def _free(self, frame: Frame, key: PayloadKey) -> None:
+    def _release(self, resident: Resident) -> None:
+        """Free its memory, and what it was charged."""
+        frame = resident.frame
+        self.residents.account.release(resident.group, resident.charged_bytes)
         if self.is_host:
             self._io.run(self._ram.discard, frame)
         elif isinstance(frame, DeviceFrame) and self.jobs.crew.is_member(frame.pid):
-            self._drop_there(key)
+            self._drop_there(resident.key)
 
     def _drop_there(self, key: PayloadKey) -> None:
         self._unsent.append(key)
@@ -262,7 +264,7 @@ class Device:
             self.residents.set_apart(resident)
         else:
             self.residents.drop(resident, is_reclaim=False)
-            self._free(resident.frame, resident.key)
+            self._release(resident)
 
     def move(self, key: PayloadKey, group: Group) -> None:
         """Charge it to another control group; where that has no room, the copy is no more."""

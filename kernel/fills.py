@@ -15,6 +15,7 @@ from libmem.abi.structs import Durability
 from memosd.kernel.access import Identity
 from memosd.kernel.control import Group
 from memosd.kernel.cubes import Admission, Content, Cubes
+from memosd.kernel.diskspace import DiskSpace
 from memosd.kernel.pagefiles import Stored
 from memosd.kernel.pager import Pager
 from memosd.kernel.parts import Parts
@@ -39,8 +40,11 @@ class Fill:
 class Fills:
     """From a filled frame to a committed version."""
 
-    def __init__(self, parts: Parts, cubes: Cubes, pager: Pager, removal: Removal) -> None:
+    def __init__(
+        self, parts: Parts, cubes: Cubes, pager: Pager, removal: Removal, disk_space: DiskSpace
+    ) -> None:
         self._parts = parts
+        self._disk_space = disk_space
         self._cubes = cubes
         self._pager = pager
         self._removal = removal
@@ -51,7 +55,7 @@ class Fills:
         frame = await self._pager.allocate(group, len(draft.payload))
         fill = Fill(draft, group, frame)
         try:
-            await self._parts.io.run(self._parts.ram.fill, frame, draft.payload)
+            await self._parts.memory_io.run(self._parts.ram.fill, frame, draft.payload)
             self._parts.ram.seal(frame, frame.size_bytes)
         except MemError:
             self._pager.give_back(fill.group, frame)
@@ -68,7 +72,7 @@ class Fills:
     async def commit(self, who: Identity, fill: Fill) -> WriteReply:
         """Commit a sealed fill. Takes the frame over: on an error it is given back."""
         try:
-            manifest = await self._parts.io.run(self._parts.ram.hash, fill.frame)
+            manifest = await self._parts.memory_io.run(self._parts.ram.hash, fill.frame)
             if fill.frame.size_bytes <= self._parts.parameters.inline_limit_bytes:
                 return await self._commit_inline(who, fill, manifest)
             return await self._commit_pages(who, fill, manifest)
@@ -106,10 +110,12 @@ class Fills:
 
     async def _commit_inline(self, who: Identity, fill: Fill, manifest: Manifest) -> WriteReply:
         frame, draft = fill.frame, fill.draft
-        payload = await self._parts.io.run(os.pread, frame.fd, frame.size_bytes, 0)
+        payload = await self._parts.memory_io.run(os.pread, frame.fd, frame.size_bytes, 0)
         admission = self._admit(who, fill)
         prefix = self.check_payload(admission, draft, payload)
         charge = self._cubes.charge_of(draft, manifest.size_bytes, is_inline=True)
+        if await self._disk_space.make_room(admission, charge):
+            admission = self._admit(who, fill)
         self._cubes.check_room(admission, charge)
         content = Content(manifest.size_bytes, manifest.digest, payload, charge, prefix)
         reply = self._cubes.commit(who, draft, admission, self._cubes.new_key(), content)
@@ -119,13 +125,15 @@ class Fills:
     async def _commit_pages(self, who: Identity, fill: Fill, manifest: Manifest) -> WriteReply:
         draft, frame = fill.draft, fill.frame
         admission = self._admit(who, fill)
-        prefix = await self._parts.io.run(
+        prefix = await self._parts.memory_io.run(
             self.check_payload, admission, draft, self._parts.ram.view(frame)
         )
         key = self._cubes.new_key()
         is_durable = admission.durability is Durability.DURABLE
         charge = self._cubes.charge_of(draft, manifest.size_bytes, is_inline=False)
         stored: Stored | None = None
+        if await self._disk_space.make_room(admission, charge):
+            admission = self._admit(who, fill, admission.base)
         # Reserved over the wait, so that what was found to fit still fits at the commit.
         promise = self._parts.namespaces.reserve(admission.space, admission.name, charge)
         try:
@@ -172,7 +180,7 @@ class Fills:
             resident.coding = self._parts.pages.coding(fill.draft.type, fill.draft.attributes)
             self._parts.table.set_volatile(key, reply.id)
             delay_ns = self._parts.parameters.writeback_delay_ns
-            self._pager.reclaim.write_back_later(key, delay_ns)
+            self._pager.reclaim.writeback.later(key, delay_ns)
         self._pager.adopt(resident)
         ledger = self._parts.table.ledger
 
@@ -184,7 +192,7 @@ class Fills:
         return reply
 
     async def _store(self, key: PayloadKey, fill: Fill, manifest: Manifest) -> Stored | None:
-        pages, storing = self._parts.pages, self._pager.reclaim.storing
+        pages, storing = self._parts.pages, self._pager.reclaim.writeback.storing
         coding = pages.coding(fill.draft.type, fill.draft.attributes)
         storing.add(key)
         await self._parts.turns.enter(fill.group, fill.frame.size_bytes)

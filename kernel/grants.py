@@ -11,9 +11,10 @@ from contextlib import suppress
 from itertools import islice, pairwise
 from typing import Final
 
+from libmem.abi.control import GroupStat, GroupTierStat, Limits, TierLimits
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.names import namespace_of
-from libmem.abi.structs import GroupStat, GroupTierStat, Limits, Quota, TierLimits
+from libmem.abi.structs import Quota
 from memosd.kernel.accounts import TierAccount
 from memosd.kernel.control import NO_LIMITS, Group, with_max
 from memosd.kernel.cubes import Cubes
@@ -50,6 +51,8 @@ class Grants:
         )
         self.accounts: list[TierAccount] = [tier.account for tier in tiers]
         """Of the tiers whose payloads can be reclaimed."""
+        self.on_regrouped: Callable[[], None] = _nobody_listens
+        """Set at assembly: whoever keeps groups of his own finds others from now on."""
         self._ledger.on_rollback.append(self._on_rollback)
 
     def start(self) -> None:
@@ -66,19 +69,24 @@ class Grants:
     # -- setting -------------------------------------------------------------------------------
 
     async def set(self, path: str, limits: Limits) -> Group:
-        """Put limits in force. Errors: EINVAL, ENOENT, EDQUOT; then all is as it was."""
+        """Put limits in force. Errors: EINVAL, ENOENT, EDQUOT, EBUSY; then all is as it was."""
         space = self.place(path)
         self._check(path, space, limits)
         made: Group | None = None
         if space is not None and self._find(path, space) is None and limits != NO_LIMITS:
             made = self._make_folder(space, path, with_max(limits, "ram", 0))
+        granted = made.limits if made is not None else None
+        before = self._find(path, space)
         try:
             await self._make_true(path, limits.ram)
             space = self.place(path)  # after a wait: it may be another one, or none
+            if self._find(path, space) is not before:
+                raise MemError(Errno.EBUSY, "somebody else took its limits away", group=path)
             self._check(path, space, limits)
             group = self._commit(path, space, limits)
         except MemError:
-            if made is not None and self._control.is_live(made):
+            # Not if somebody else has set others meanwhile.
+            if made is not None and self._control.is_live(made) and made.limits is granted:
                 self._remove_folder(made)
             raise
         self._pager.throttle.start(group)
@@ -221,6 +229,7 @@ class Grants:
                 # Where there is no room for it by now, it stays where it is charged.
                 with suppress(MemError):
                     self._pager.move(key, seat)
+        self.on_regrouped()
 
     def _seat_of(self, cube_id: bytes, group: Group) -> Group:
         """The group that a cube is in; `group` where nothing tells."""
@@ -304,3 +313,7 @@ def check_held(path: str, held_bytes: int, max_bytes: int) -> None:
             Errno.EDQUOT, "it holds more on disk already", group=path, need_bytes=held_bytes,
             free_bytes=max_bytes,
         )  # fmt: skip
+
+
+def _nobody_listens() -> None:
+    """Until all is assembled."""

@@ -53,7 +53,7 @@ class Headers:
         self._namespaces = parts.namespaces
         self._residents = parts.residents
         self._ram = parts.ram
-        self._io = parts.io
+        self._memory_io = parts.memory_io
         self._clock = parts.clock
         self._cubes = cubes
         self._pager = pager
@@ -89,7 +89,7 @@ class Headers:
         self._residents.hold(resident, "busy")
         try:
             view = self._ram.view(resident.frame)
-            await self._io.run(check, view, version.descriptive, version.attributes)
+            await self._memory_io.run(check, view, version.descriptive, version.attributes)
         finally:
             self._pager.reclaim.release(resident, "busy")
 

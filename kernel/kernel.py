@@ -20,6 +20,7 @@ from memosd.kernel.accounts import TierAccount
 from memosd.kernel.boot import clear_leftovers, open_format
 from memosd.kernel.cubes import Cubes
 from memosd.kernel.device import Device
+from memosd.kernel.diskspace import DiskSpace
 from memosd.kernel.dispatch import Dispatch
 from memosd.kernel.embedding import Embedding
 from memosd.kernel.events import Events
@@ -58,8 +59,10 @@ from memosd.kernel.residents import Residents
 from memosd.kernel.salvage import Salvage
 from memosd.kernel.session import Session, Sessions
 from memosd.kernel.syscalls.table import HANDLERS
+from memosd.kernel.tierhealth import TierHealth, WatchedTier
 from memosd.kernel.timers import Timers
 from memosd.kernel.wait import Completion, detach
+from memosd.kernel.writeback import WriteBack
 
 __all__ = ["Gate", "Kernel", "Outside"]
 
@@ -93,6 +96,8 @@ class Outside(NamedTuple):
     """One thread: an index has one."""
     commit_io: Io
     """One thread of its own, so that no commit waits behind a large page file."""
+    memory_io: Io
+    """Threads that touch memory only, so that nothing in RAM waits for a disk."""
     gate: Gate
     workers: Workers
     device_workers: Workers
@@ -109,16 +114,19 @@ class Kernel:
         self.epoch = open_format(outside.store)
         self.parts = parts = _make_parts(parameters, outside)
         self.sessions = Sessions(parameters)
-        self.reclaim = Reclaim(parts)
+        self.disk_space = DiskSpace(parts)
+        self.reclaim = Reclaim(parts, WriteBack(parts, self.disk_space), self.disk_space)
         self.pager = Pager(parts, self.reclaim)
         self.cubes = Cubes(parts)
         self.removal = Removal(parts, self.cubes, self.pager)
         self.salvage = Salvage(parts, self.cubes, self.removal, self.next_turn)
         self.grants = Grants(parts, self.cubes, self.pager, self.next_turn)
-        self.reclaim.on_lose = self.removal.lose
+        self.grants.on_regrouped = self.disk_space.start_anew
+        self.reclaim.on_lose = self.disk_space.on_lose = self.removal.lose
+        self.removal.on_move = self.disk_space.move
         self.cubes.on_expired = self.removal.remove_expired
         self.headers = Headers(parts, self.cubes, self.pager)
-        self.fills = Fills(parts, self.cubes, self.pager, self.removal)
+        self.fills = Fills(parts, self.cubes, self.pager, self.removal, self.disk_space)
         self.events = Events(parts)
         self.jobs = Jobs(outside.workers, parts.clock, parts.timers, parameters)
         self.device = _make_device(parts, self.pager, outside)
@@ -137,7 +145,7 @@ class Kernel:
         for key in list(parts.table.volatile):
             self._lose(key)
         parts.table.ledger.commit()
-        detach(clear_leftovers(parts, self.reclaim.storing))
+        detach(clear_leftovers(parts, self.reclaim.writeback.storing))
         self.grants.start()
         self.indexer.kick()
         self.device.jobs.call_up()  # to load a framework takes seconds
@@ -180,6 +188,7 @@ class Kernel:
         """
         timers = self.parts.timers
         timers.run_due()
+        self.disk_space.balance()
         self.parts.table.ledger.commit()
         return timers.next_delay_s()
 
@@ -238,7 +247,7 @@ class Kernel:
         workers_gone = self.jobs.close(), self.device.jobs.close()
         await self.dispatch.idle()
         try:
-            await self.reclaim.write_back_all()
+            await self.reclaim.writeback.store_all()
         except MemError as error:
             _log.warning("cache payloads were not written back", error=str(error))
         while self.parts.heat.write_back():
@@ -302,6 +311,7 @@ class Kernel:
             notices.append(self.jobs.problem)
         if self.device.name and self.device.jobs.problem:
             notices.append(f"device {self.device.name}: {self.device.jobs.problem}")
+        notices += self.reclaim.notices()
         quarantined = len(self.parts.table.quarantined)
         if quarantined:
             notices.append(f"{quarantined} payloads are quarantined; `memctl fsck` names them")
@@ -332,6 +342,8 @@ def _make_parts(parameters: Parameters, outside: Outside) -> Parts:
     table = PageTable(ledger, outside.store, outside.clock)
     account = TierAccount("ram", parameters.ram_budget_bytes, parameters.ram_frames)
     on_device = TierAccount("device", parameters.device_budget_bytes, parameters.ram_frames)
+    health = TierHealth("disk", outside.clock)
+    disk = WatchedTier(outside.disk, health)
 
     def policy() -> Policy:
         return make_policy(parameters.policy, lambda: outside.clock.monotonic_ns() / 1e9)
@@ -341,15 +353,17 @@ def _make_parts(parameters: Parameters, outside: Outside) -> Parts:
         clock=outside.clock,
         io=outside.io,
         ram=outside.ram,
-        disk=outside.disk,
+        disk=disk,
         drivers=outside.drivers,
         timers=timers,
         table=table,
-        pages=PageFiles(table, (outside.ram, outside.disk), outside.io, outside.drivers),
+        pages=PageFiles(table, (outside.ram, disk), outside.io, outside.drivers),
         prefixes=Prefixes(ledger, outside.store, table),
         namespaces=Namespaces(ledger, outside.store, parameters.disk_budget_bytes),
         residents=Residents(account, policy()),
         on_device=Residents(on_device, policy()),
         heat=Heat(ledger, outside.clock),
-        turns=FairQueue(parameters.io_depth),
+        turns=FairQueue(parameters.io_threads),
+        memory_io=outside.memory_io,
+        disk_health=health,
     )

@@ -12,8 +12,9 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from libmem.abi.control import Limits
 from libmem.abi.errors import Errno, MemError
-from libmem.abi.structs import Limits, NamespaceStat, Quota, Usage
+from libmem.abi.structs import NamespaceStat, Quota, Usage
 from memosd.kernel.access import READ, WRITE, Identity, allows
 from memosd.kernel.control import Control, Group, with_max
 from memosd.kernel.ledger import Ledger
@@ -228,6 +229,14 @@ class Namespaces:
                     need_bytes=need_bytes,
                     free_bytes=max(0, max_bytes - held),
                 )
+
+    def full_group(self, space: Namespace, name: str, need_bytes: int) -> Group | None:
+        """The first control group, from a cube's own upwards, that has no room for it on disk."""
+        for group in self.control.group_of(space, name).lineage:
+            max_bytes = group.limits.disk.max_bytes
+            if max_bytes and self.disk_held(group) + need_bytes > max_bytes:
+                return group
+        return None
 
     def disk_held(self, group: Group) -> int:
         """What a control group holds on disk, bytes reserved by writes under way included."""

@@ -7,7 +7,7 @@ that does not match its digest is quarantined and never served. Kernel thread on
 """
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Final, Protocol
 
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.structs import EventKind
@@ -17,7 +17,7 @@ from memosd.kernel.pagetable import Cube
 from memosd.kernel.parts import Parts
 from memosd.kernel.ports import Frame, PayloadKey
 from memosd.kernel.reclaim import Reclaim
-from memosd.kernel.residents import Resident
+from memosd.kernel.residents import Resident, Residents
 from memosd.kernel.throttle import Throttle
 from memosd.kernel.wait import Completion
 
@@ -27,6 +27,8 @@ __all__ = ["Above", "Pager"]
 class Above(Protocol):
     """A tier whose frames are copies of those in RAM."""
 
+    residents: Residents
+
     def forget(self, key: PayloadKey) -> None:
         """The payload is gone for good."""
         ...
@@ -34,6 +36,10 @@ class Above(Protocol):
     def move(self, key: PayloadKey, group: Group) -> None:
         """It belongs to another control group now."""
         ...
+
+
+_READ_PAST_MAX_BYTES: Final = 4 << 20
+"""Whoever reads further in had better have the whole in RAM."""
 
 
 class _Filling:
@@ -59,7 +65,9 @@ class Pager:
         self._ram = parts.ram
         self._pages = parts.pages
         self._table = parts.table
+        self._disk = parts.disk
         self._io = parts.io
+        self._memory_io = parts.memory_io
         self._heat = parts.heat
         self._prefixes = parts.prefixes
         self._turns = parts.turns
@@ -78,7 +86,9 @@ class Pager:
         Errors: ENOMEM, EDQUOT (no room), ENOENT (unlinked meanwhile), ECORRUPT, EIO, EMFILE.
         """
         self.check_quarantine(cube)
+        is_hit = True
         while (resident := self.residents.find(cube.key)) is None:
+            is_hit = False
             running = self._fills.get(cube.key)
             # Then look again: whoever waited for it before us may have evicted it.
             if running is None:
@@ -86,6 +96,9 @@ class Pager:
             else:
                 await running.done
         self.residents.policy.touch(cube.key)
+        self.reclaim.working_set.note_use(resident)
+        # Who is used again while it is there has earned its place.
+        resident.is_passing &= not is_hit
         return resident
 
     async def _fill(self, cube: Cube, space: Namespace) -> None:
@@ -102,6 +115,8 @@ class Pager:
         filling.done.resolve(None)
 
     async def _bring_in(self, cube: Cube, filling: _Filling) -> None:
+        charge_bytes = self._ram.charge_bytes(cube.version.size_bytes)
+        is_passing = self.reclaim.refuses(cube.key, filling.group, charge_bytes)
         frame = await self._allocate_for(filling, cube.version.size_bytes)
         try:
             await self._load(cube, frame, filling.group)
@@ -119,7 +134,46 @@ class Pager:
         )
         resident = Resident(cube.id, cube.key, frame, filling.group)
         resident.priority = cube.row.priority
+        resident.is_passing = is_passing
         self.adopt(resident)
+        working_set = self.reclaim.working_set
+        working_set.admit(resident, working_set.returned(cube.key, charge_bytes))
+        if is_passing:
+            self._heat.decide(cube.id, "cool", "RAM thrashes: it came because it must be mapped")
+
+    # -- without a frame -----------------------------------------------------------------------
+
+    def is_refused(self, cube: Cube, space: Namespace) -> bool:
+        """Would a frame for it only drive out what is needed sooner?"""
+        if self.residents.find(cube.key) is not None or cube.key in self._fills:
+            return False
+        charge_bytes = self._ram.charge_bytes(cube.version.size_bytes)
+        group = self.control.group_of(space, cube.row.name)
+        return self.reclaim.refuses(cube.key, group, charge_bytes)
+
+    def can_read_past(self, cube: Cube, end_bytes: int) -> bool:
+        """Can the beginning of a payload be read from its page file as cheaply?"""
+        is_plain = not cube.version.is_inline and self._table.stored_form(cube.key) is None
+        return is_plain and end_bytes <= _READ_PAST_MAX_BYTES
+
+    async def read_past(self, cube: Cube, end_bytes: int) -> bytes:
+        """The first bytes of a payload from disk, verified. Errors: ENOENT, ECORRUPT, EIO."""
+        version = cube.version
+        self.reclaim.working_set.refuse(cube.key, self._ram.charge_bytes(version.size_bytes))
+        self._heat.decide(cube.id, "refuse", "RAM thrashes: read from disk without a frame")
+        try:
+            payload = await self._io.run(
+                self._disk.read, cube.key, version.size_bytes, version.digest, end_bytes
+            )
+        except MemError as error:
+            self._require_row(cube)
+            if error.errno in (Errno.ECORRUPT, Errno.ENOENT):
+                raise self.quarantine(cube, error) from None
+            raise
+        self._require_row(cube)
+        return payload
+
+    # -- fills ---------------------------------------------------------------------------------
 
     async def _allocate_for(self, filling: _Filling, size_bytes: int) -> Frame:
         """As `allocate`, for whichever control group the payload is in by then."""
@@ -136,7 +190,7 @@ class Pager:
         try:
             if cube.version.is_inline:
                 payload = self._table.payload(cube.version)
-                await self._io.run(self._ram.fill, frame, payload)
+                await self._memory_io.run(self._ram.fill, frame, payload)
                 self._ram.seal(frame, frame.size_bytes)
             else:
                 await self._turns.enter(group, frame.size_bytes)
@@ -203,9 +257,7 @@ class Pager:
 
     def give_back(self, group: Group, frame: Frame) -> None:
         """Free a frame that never became resident."""
-        charge_bytes = self._ram.charge_bytes(frame.size_bytes)
-        self.residents.account.release(group, charge_bytes)
-        self._io.run(self._ram.discard, frame)
+        self.reclaim.free(group, frame, self._ram.charge_bytes(frame.size_bytes))
 
     def adopt(self, resident: Resident) -> None:
         """Make a sealed, charged frame resident."""
@@ -254,12 +306,16 @@ class Pager:
         filling.group = group
 
     def places(self) -> Iterator[tuple[PayloadKey, bytes, Group]]:
-        """Payloads in RAM or on their way there: key, cube, and what each is charged to."""
+        """Payloads in RAM, on their way there or above it: key, cube, and what each is charged
+        to."""
         for resident in self.residents:
             if not resident.is_orphan:
                 yield resident.key, resident.cube_id, resident.group
         for key, filling in list(self._fills.items()):
             yield key, filling.cube_id, filling.group
+        for tier in self.above:
+            for copy in tier.residents:
+                yield copy.key, copy.cube_id, copy.group
 
     def _on_rollback(self, _error: MemError) -> None:
         """Payloads that were to come with the failed commit are nobody's."""

@@ -239,6 +239,8 @@ class PageTable:
         self.ledger.delete("payloads" if is_inline else "pages", key)
         if key in self.volatile:
             self.set_settled(key)
+        if self.is_kept(key):
+            self.ledger.delete("kept", key)
         if key in self.quarantined:
             self.quarantined.discard(key)
             self.ledger.delete("quarantine", key)
@@ -270,9 +272,32 @@ class PageTable:
         self.ledger.put("volatile", key, seal_value(key, cube_id))
 
     def set_settled(self, key: PayloadKey) -> None:
-        """It is on disk now, or gone."""
+        """It is in RAM only no more."""
         self.volatile.pop(key, None)
         self.ledger.delete("volatile", key)
+
+    def set_kept(self, key: PayloadKey, cube_id: bytes) -> None:
+        """Mark a cache payload as on disk: there it stays as long as there is room."""
+        self.set_settled(key)
+        self.ledger.put("kept", key, seal_value(key, cube_id))
+
+    def is_kept(self, key: PayloadKey) -> bool:
+        """Is it a cache payload on disk?"""
+        return self.ledger.get("kept", key) is not None
+
+    def scan_kept(self, start: PayloadKey) -> Iterator[tuple[PayloadKey, bytes]]:
+        """(cache payload on disk, its cube), oldest first; damaged rows are passed over."""
+        for key, value in self.ledger.scan("kept", start):
+            owner = _owner(("kept", "pages"), key, value, self.ledger.get("pages", key))
+            if owner is not None:
+                yield key, owner
+
+    def cache_owner(self, key: PayloadKey) -> bytes | None:
+        """The cube of a cache payload, wherever that lies; None: it is gone, or durable."""
+        kept = self.ledger.get("kept", key)
+        if kept is None:
+            return self.volatile.get(key)
+        return _owner(("kept", "pages"), key, kept, self.ledger.get("pages", key))
 
     def put_expiry(self, cube_id: bytes, expires_ns: int) -> None:
         if expires_ns:
@@ -299,15 +324,15 @@ class PageTable:
     def _reload(self) -> None:
         self.quarantined = {key for key, _ in self._store.scan("quarantine", b"")}
         owners = [
-            (key, _owner(key, value, self._store.get("pages", key)))
+            (key, _owner(("volatile", "pages"), key, value, self._store.get("pages", key)))
             for key, value in self._store.scan("volatile", b"")
         ]
         self.volatile = {key: owner for key, owner in owners if owner is not None}
 
 
-def _owner(key: PayloadKey, *sealed: bytes | None) -> bytes | None:
+def _owner(tables: tuple[str, str], key: PayloadKey, *sealed: bytes | None) -> bytes | None:
     """The cube of a cache payload, by the first row of two that is whole."""
-    for table, value in zip(("volatile", "pages"), sealed, strict=True):
+    for table, value in zip(tables, sealed, strict=True):
         with suppress(MemError):
             return unseal_value(table, key, value or b"")[: len(key)]  # `pages` may go on
     return None

@@ -17,11 +17,19 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
     """Background reclaim starts above this share of the budget ..."""
     ram_low: float = 0.8
     """... and stops below this one."""
+    free_at_once_bytes: int = 64 << 10
+    """Giving back so much takes some 10 us, less than having another thread do it."""
     ram_frames: int = 4096
     """One descriptor each; bounded by RLIMIT_NOFILE."""
     disk_budget_bytes: int = 1 << 30
-    io_depth: int = 64
-    """Payloads moved at once; boot gives as many as there are threads for it."""
+    io_threads: int = 3
+    """Payloads that are moved between RAM and disk at once."""
+    disk_high: float = 0.95
+    """Above this share of it cache payloads go ..."""
+    disk_low: float = 0.9
+    """... until it is below this one."""
+    writeback_share: float = 0.5
+    """Of what the disk can do, for write-back while RAM is not short."""
     policy: str = "lru"
 
     inline_limit_bytes: int = 16 << 10

@@ -12,6 +12,7 @@ from memosd.kernel.param import Parameters
 from memosd.kernel.ports import Clock, Driver, FrameTier, Io, Tier
 from memosd.kernel.prefixes import Prefixes
 from memosd.kernel.residents import Residents
+from memosd.kernel.tierhealth import TierHealth
 from memosd.kernel.timers import Timers
 
 __all__ = ["Parts"]
@@ -36,3 +37,5 @@ class Parts(NamedTuple):
     heat: Heat
     turns: FairQueue
     """Whoever moves a payload takes one."""
+    memory_io: Io
+    disk_health: TierHealth

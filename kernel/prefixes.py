@@ -195,6 +195,10 @@ class Prefixes:
         known = self._entries.get(key) or self._lame.get(key)
         return known.base if known is not None else b""
 
+    def is_stood_on(self, key: PayloadKey) -> bool:
+        """Does any other payload need it?"""
+        return bool(self._dependents.get(key))
+
     def tokens_of(self, key: PayloadKey) -> int:
         """How many tokens, those of the base included. Errors: ECORRUPT."""
         return self._entry(key).tokens

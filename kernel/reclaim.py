@@ -1,59 +1,68 @@
 """Reclaim: makes room in RAM, before it hurts where possible.
 
-Above the high watermark a background task evicts down to the low one. A charge that does not fit
-reclaims by itself and waits (`make_room`); when nothing more can go it fails with need and free
-bytes. Dirty payloads are written back before they go, and otherwise a while after they came; what
-the disk refuses is tried again, ever more rarely. The policy says who; this module says how.
-Kernel thread only; the bytes move on I/O threads.
+Above the high watermark a background task evicts down to the low one; on the way there what is
+dirty among the next victims is written back ahead of its time. A charge that does not fit reclaims
+by itself and waits (`make_room`): what is clean goes first then, though others may be worth less,
+for a write-back takes long; a cache payload that the disk refuses is lost at last; and when nothing
+more can go the charge fails with need and free bytes. Memory is charged until it is given back.
+The policy says who; this module says how. Kernel thread only; the bytes move on other threads.
 """
 
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Final, NamedTuple
 
-import structlog
-
-from libmem.abi import failpoints
-from libmem.abi.errors import Errno, MemError
-from libmem.abi.structs import StoredForm
+from libmem.abi.errors import MemError
 from memosd.kernel.control import Group
-from memosd.kernel.pagefiles import Stored
+from memosd.kernel.diskspace import DiskSpace
 from memosd.kernel.parts import Parts
-from memosd.kernel.ports import PayloadKey
+from memosd.kernel.ports import Frame, PayloadKey
 from memosd.kernel.residents import Resident
-from memosd.kernel.wait import Completion, detach
+from memosd.kernel.wait import Completion, detach, first_done, spawn
+from memosd.kernel.workingset import WorkingSet
+from memosd.kernel.writeback import WriteBack
 
 __all__ = ["Reclaim"]
 
-_log = structlog.get_logger("memosd.kernel")
-_RETRY_FIRST_NS: Final = 1_000_000_000
-"""A write-back that failed is tried again after this long, then after twice as long, and so on."""
-_RETRY_MAX_NS: Final = 60_000_000_000
-"""A full disk has room again when somebody makes some: within a minute that is seen."""
+_LOOK_AHEAD: Final = 16
+"""So many dirty victims are passed over for a clean one, rather than wait."""
+_STRETCH: Final = 32
+"""Evicted, or looked at for dirty ones, before others have their turn."""
+_LOOK_AGAIN_NS: Final = 1_000_000_000
+"""Who waits for the disk looks after so long whether that hangs."""
+
+
+class Whom(NamedTuple):
+    """From whom to reclaim: see `TierAccount.reclaim_levels`."""
+
+    root: Group | None
+    charger: Group
 
 
 class Reclaim:
-    """Eviction and write-back over the residents."""
+    """Eviction over the residents."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, writeback: WriteBack, disk_space: DiskSpace) -> None:
         self._parameters = parts.parameters
         self._residents = parts.residents
         self._ram = parts.ram
-        self._disk = parts.disk
-        self._pages = parts.pages
-        self._namespaces = parts.namespaces
         self._table = parts.table
-        self._io = parts.io
+        self._memory_io = parts.memory_io
         self._heat = parts.heat
         self._timers = parts.timers
-        self._turns = parts.turns
-        self._writing: dict[PayloadKey, Completion[None]] = {}
-        self._due: set[PayloadKey] = set()
-        """Payloads that will be written back in time."""
-        self.storing: set[PayloadKey] = set()
-        """Page files being written; no orphans though no row names them yet."""
+        self._health = parts.disk_health
+        self._disk_space = disk_space
+        self.writeback = writeback
+        writeback.on_release = self.release
+        self.working_set = WorkingSet(parts.residents.account)
+        self._freeing: dict[Completion[None], tuple[Group, int]] = {}
+        """Memory on its way back: whose it was, and how much."""
         self._is_balancing = False
+        self._cleaned_at_bytes = 0
         self.on_lose: Callable[[PayloadKey, str], None] = _nobody_loses
         """Set at assembly: remove the versions of a cache payload that is nowhere any more."""
+
+    # -- direct --------------------------------------------------------------------------------
 
     async def make_room(self, group: Group, need_bytes: int) -> None:
         """Return when a charge of this size fits; charge it before the next await.
@@ -66,79 +75,68 @@ class Reclaim:
             if not account.can_ever_fit(group, need_bytes):
                 account.count_refusal(group, need_bytes)
                 raise shortage  # nobody else's payload could help
-            full = account.full_group(group, need_bytes)
-            victim = self._victim(account.reclaim_levels(full, group), stuck)
-            if victim is not None:
-                if not await self._take(victim, "direct reclaim", shortage):
-                    stuck.add(victim.key)
-            elif self._writing:
-                await _quietly(next(iter(self._writing.values())))
-            else:
+            whom = Whom(account.full_group(group, need_bytes), group)
+            lack_bytes = max(1, need_bytes - int(shortage.detail.get("free_bytes", need_bytes)))
+            lack_bytes -= self._freeing_bytes(whom.root)
+            if lack_bytes <= 0:
+                await first_done(self._freeing)
+            elif self._evict_clean(whom, lack_bytes, shortage):
+                continue
+            elif not await self._reclaim_dirty(whom, stuck):
                 account.count_refusal(group, need_bytes)
+                if whom.root is None:
+                    shortage.detail["pinned_bytes"] = self._residents.held_bytes()
                 raise shortage
 
-    async def shrink(self, group: Group, to_bytes: int, reason: str) -> None:
-        """Reclaim a control group's payloads until it takes no more than that, as far as they
-        can go."""
-        account = self._residents.account
-        stuck: set[PayloadKey] = set()
-        while account.used_by(group) > to_bytes:
-            victim = self._victim(account.reclaim_levels(group), stuck)
-            if victim is None:
-                return
-            if not await self._take(victim, reason, None):
-                stuck.add(victim.key)
+    def _evict_clean(self, whom: Whom, lack_bytes: int, shortage: MemError) -> bool:
+        chosen: list[Resident] = []
+        passed = 0
+        for victim in self._residents.victims_by_level(*whom):
+            if not victim.is_dirty:
+                chosen.append(victim)
+                lack_bytes -= victim.charged_bytes
+            elif not self._health.is_failing:
+                passed += 1
+            if lack_bytes <= 0 or passed == _LOOK_AHEAD:
+                break
+        for victim in chosen:
+            self.evict(victim, "direct reclaim", **shortage.detail)
+        return bool(chosen)
 
-    def _victim(self, levels: list[list[int]], stuck: set[PayloadKey]) -> Resident | None:
-        for groups in levels:
-            victims = self._residents.victims(groups)
-            for victim in victims:
-                if victim.key not in stuck:
-                    return victim
-        return None
-
-    def balance(self) -> None:
-        """Start background reclaim when RAM is above the high watermark."""
-        account = self._residents.account
-        if not self._is_balancing and account.used_bytes > self._high_bytes:
-            self._is_balancing = True
-            detach(self._balance())
-
-    @property
-    def _high_bytes(self) -> float:
-        return self._parameters.ram_high * self._residents.account.budget_bytes
-
-    async def _balance(self) -> None:
-        account = self._residents.account
-        low_bytes = self._parameters.ram_low * account.budget_bytes
-        stuck: set[PayloadKey] = set()
-        try:
-            while account.used_bytes > low_bytes:
-                victim = self._victim(account.reclaim_levels(None), stuck)
-                if victim is None:
-                    return
-                if not await self._take(victim, "above the high watermark", None):
-                    stuck.add(victim.key)
-        finally:
-            self._is_balancing = False
-
-    async def _take(self, victim: Resident, reason: str, shortage: MemError | None) -> bool:
-        """Evict it; False when it has to stay, so that another one must go."""
-        if victim.is_dirty:
-            try:
-                await self.write_back(victim)
-            except MemError:
-                # It cannot be kept on disk, and that is not yet worth its loss.
-                return False if shortage is None else await self._lose(victim)
-            if not self._is_evictable(victim):
+    async def _reclaim_dirty(self, whom: Whom, stuck: set[PayloadKey]) -> bool:
+        """Have some written back, or lose one where that fails. False when nothing can go."""
+        is_bypassed = self._health.is_bypassed
+        dirty = [victim for victim in self._victims(whom) if victim.is_dirty]
+        fresh = [victim for victim in dirty if victim.key not in stuck]
+        if fresh and not is_bypassed:
+            started = [spawn(self._clean(each, stuck)) for each in fresh[: self.writeback.depth]]
+            await self._wait(started)
+            return True
+        under_way = [*self.writeback.writing.values(), *self._freeing]
+        if under_way and self._health.hanging() is None:
+            await self._wait(under_way)
+            return True
+        for victim in dirty:
+            if await self._lose(victim):
                 return True
-        numbers = dict(shortage.detail) if shortage else {}
-        self.evict(victim, reason, **numbers)
-        return True
+        return False
 
-    def _is_evictable(self, victim: Resident) -> bool:
-        """Still there, and nobody's, after a wait."""
-        return not victim.is_held and self._residents.find(victim.key) is victim
+    def _victims(self, whom: Whom) -> Iterator[Resident]:
+        """As far as anybody looks."""
+        return islice(self._residents.victims_by_level(*whom), 4 * _STRETCH)
+
+    async def _clean(self, victim: Resident, stuck: set[PayloadKey]) -> None:
+        try:
+            await self.writeback.store(victim)
+        except MemError:
+            stuck.add(victim.key)
+
+    async def _wait(self, completions: list[Completion[None]]) -> None:
+        """For one of them, or until it is time to look whether the disk hangs."""
+        tick = Completion[None]()
+        timer = self._timers.after(_LOOK_AGAIN_NS, lambda: tick.resolve(None))
+        await first_done([*completions, tick])
+        timer.cancel()
 
     async def _lose(self, victim: Resident) -> bool:
         """A cache payload is lost at worst; that is now. False when not even that can be done."""
@@ -153,6 +151,116 @@ class Reclaim:
             return False
         return True
 
+    def _is_evictable(self, victim: Resident) -> bool:
+        """Still there, and nobody's, after a wait."""
+        return not victim.is_held and self._residents.find(victim.key) is victim
+
+    def refuses(self, key: PayloadKey, group: Group, charge_bytes: int) -> bool:
+        """Should an absent payload rather be used without a frame of its own?"""
+        account = self._residents.account
+        returned = self.working_set.returned(key, charge_bytes)
+        if not (self.working_set.is_thrashing and returned.is_refault):
+            return False
+        shortage = account.shortage(group, charge_bytes)
+        if shortage is None and account.used_bytes + charge_bytes <= self._mark(
+            self._parameters.ram_high
+        ):
+            return False
+        full = account.full_group(group, charge_bytes)
+        victim = next(self._residents.victims_by_level(full, group), None)
+        return victim is not None and self.working_set.is_worse(returned, victim)
+
+    # -- in the background ---------------------------------------------------------------------
+
+    def balance(self) -> None:
+        """Start background reclaim when RAM is above the high watermark, and see to it that it
+        will find clean payloads when RAM is on its way there."""
+        used_bytes = self._residents.account.used_bytes
+        high_bytes = self._mark(self._parameters.ram_high)
+        if used_bytes > high_bytes:
+            if not self._is_balancing:
+                self._is_balancing = True
+                detach(self._balance())
+        elif used_bytes > (low_bytes := self._mark(self._parameters.ram_low)):
+            # Looked at as often as an eighth of the way is covered.
+            step = int((used_bytes - low_bytes) * 8 / (high_bytes - low_bytes + 1))
+            if step != self._cleaned_at_bytes:
+                self._cleaned_at_bytes = step
+                self._clean_ahead()
+
+    def _mark(self, share: float) -> float:
+        return share * self._residents.account.budget_bytes
+
+    def _clean_ahead(self) -> None:
+        if self._parameters.ram_high >= 1 or self._health.is_bypassed:
+            return
+        ahead = islice(self._residents.victims_by_level(None), _STRETCH)
+        self.writeback.hasten([victim.key for victim in ahead if victim.is_dirty])
+
+    async def _balance(self) -> None:
+        account = self._residents.account
+
+        def over_bytes() -> float:
+            used_bytes = account.used_bytes - self._freeing_bytes(None)
+            return used_bytes - self._mark(self._parameters.ram_low)
+
+        try:
+            await self._reclaim_while(over_bytes, None, "above the high watermark")
+        finally:
+            self._is_balancing = False
+
+    async def shrink(self, group: Group, to_bytes: int, reason: str) -> None:
+        """Reclaim a control group's payloads until it takes no more than that, as far as they
+        can go."""
+        account = self._residents.account
+        await self._reclaim_while(
+            lambda: account.used_by(group) - self._freeing_bytes(group) - to_bytes, group, reason
+        )
+
+    async def _reclaim_while(
+        self, over_bytes: Callable[[], float], root: Group | None, reason: str
+    ) -> None:
+        """Evict in order until no byte is over; `over_bytes`: without what is on its way back."""
+        stuck: set[PayloadKey] = set()
+        while over_bytes() > 0:
+            victims = self._residents.victims_by_level(root)
+            batch = list(islice((v for v in victims if v.key not in stuck), _STRETCH))
+            if not batch:
+                return
+            if not batch[0].is_dirty:
+                self._evict_front(batch, over_bytes(), reason)
+                await self._next_turn()
+            elif self._health.is_bypassed:
+                stuck.update(victim.key for victim in batch if victim.is_dirty)
+            else:
+                await self._clean_front(batch, stuck)
+
+    def _evict_front(self, batch: list[Resident], over_bytes: float, reason: str) -> None:
+        for victim in batch:
+            if victim.is_dirty or over_bytes <= 0:
+                return
+            over_bytes -= self.evict(victim, reason)
+
+    async def _clean_front(self, batch: list[Resident], stuck: set[PayloadKey]) -> None:
+        """Write several back, and wait for the first in the order."""
+        dirty = [victim for victim in batch if victim.is_dirty][: self.writeback.depth]
+        started = [spawn(self._clean(victim, stuck)) for victim in dirty]
+        while not started[0].is_done and self._health.hanging() is None:
+            await self._wait(started[:1])
+        if not started[0].is_done:
+            stuck.add(dirty[0].key)
+
+    def _next_turn(self) -> Completion[None]:
+        done = Completion[None]()
+        self._timers.after(0, lambda: done.resolve(None))
+        return done
+
+    def notices(self) -> list[str]:
+        """What people should know."""
+        return [*self.writeback.notices(), *self.working_set.notices()]
+
+    # -- how -----------------------------------------------------------------------------------
+
     def evict(self, victim: Resident, reason: str, **numbers: float | str) -> int:
         """Drop a clean, unheld resident; returns the bytes freed."""
         self._heat.count_eviction(victim.cube_id)
@@ -166,17 +274,45 @@ class Reclaim:
             budget_bytes=account.budget_bytes,
             **numbers,
         )
+        self.working_set.note_eviction(victim)
+        self._disk_space.touch(victim.key)
         self._discard(victim, is_reclaim=True)
         return victim.charged_bytes
 
     def discard(self, resident: Resident) -> None:
         """Drop a resident that is gone for good, and free its frame."""
+        self.working_set.forget(resident.key)
         self._discard(resident, is_reclaim=False)
 
     def _discard(self, resident: Resident, *, is_reclaim: bool) -> None:
         self._residents.drop(resident, is_reclaim=is_reclaim)
-        # Closing a large memfd frees its pages one by one: milliseconds, so not on this thread.
-        self._io.run(self._ram.discard, self._ram.take(resident.key))
+        frame = self._ram.take(resident.key)
+        self.free(resident.group, frame, resident.charged_bytes)
+
+    def free(self, group: Group, frame: Frame, charged_bytes: int) -> None:
+        """Give memory back that is under no key; it is charged until it is."""
+        account = self._residents.account
+        if charged_bytes <= self._parameters.free_at_once_bytes:
+            self._ram.discard(frame)
+            account.release(group, charged_bytes)
+            return
+        # The pages of a large memfd are freed one by one: milliseconds, so not on this thread.
+        done = self._memory_io.run(self._ram.discard, frame)
+        self._freeing[done] = group, charged_bytes
+
+        def release() -> None:
+            self._freeing.pop(done, None)
+            account.release(group, charged_bytes)
+
+        done.on_done(release)
+
+    def _freeing_bytes(self, root: Group | None) -> int:
+        return sum(
+            size_bytes
+            for group, size_bytes in self._freeing.values()
+            # By number: rows that come back make new objects.
+            if root is None or any(each.number == root.number for each in group.lineage)
+        )
 
     def release(self, resident: Resident, kind: str) -> None:
         """Let go of a hold (`pins`, `maps`, `busy`); the last one of an orphan frees it."""
@@ -184,153 +320,6 @@ class Reclaim:
         if resident.is_orphan and not resident.is_held:
             self.discard(resident)
 
-    def write_back_later(self, key: PayloadKey, delay_ns: int) -> None:
-        """Store a cache payload on disk once the delay has passed, or as soon as that works."""
-        if key not in self._due:
-            self._due.add(key)
-            self._retry_after(delay_ns, key, _RETRY_FIRST_NS)
-
-    def _retry_after(self, delay_ns: int, key: PayloadKey, pause_ns: int) -> None:
-        def start() -> None:
-            detach(self._write_back_due(key, pause_ns))
-
-        self._timers.after(delay_ns, start)
-
-    async def _write_back_due(self, key: PayloadKey, pause_ns: int) -> None:
-        resident = self._residents.find(key)
-        try:
-            if resident is None or resident.is_orphan or not resident.is_dirty:
-                self._settle_clean(key)
-            else:
-                await self.write_back(resident)
-        except MemError as error:
-            if pause_ns == _RETRY_FIRST_NS:  # said once; each failure is among the decisions
-                _log.warning("a write-back failed", payload=key.hex(), error=str(error))
-            self._retry_after(pause_ns, key, min(2 * pause_ns, _RETRY_MAX_NS))
-            return
-        self._due.discard(key)
-
-    async def write_back(self, resident: Resident) -> None:
-        """Store a dirty resident on disk; concurrent calls share one. Errors: ENOSPC, EIO."""
-        running = self._writing.get(resident.key)
-        if running is not None:
-            await running
-            return
-        manifest = resident.manifest
-        if manifest is None:
-            return
-        done: Completion[None] = Completion()
-        self._writing[resident.key] = done
-        self._residents.hold(resident, "busy")
-        self.storing.add(resident.key)
-        failure: MemError | None = None
-        stored: Stored | None = None
-        try:
-            frame, coding = resident.frame, resident.coding
-            await self._turns.enter(resident.group, frame.size_bytes)
-            try:
-                stored = await self._pages.store(resident.key, frame, manifest, coding)
-            finally:
-                self._turns.leave()
-            if stored is not None and stored.form is not None:
-                await self._record(resident, stored.form)
-        except MemError as error:
-            failure = error
-        self._written(resident, stored, failure)
-        if failure is None:
-            done.resolve(None)
-            return
-        done.fail(failure)
-        raise failure
-
-    async def _record(self, resident: Resident, form: StoredForm) -> None:
-        """Say in the table what the file holds. Errors: ENOSPC, EIO, ECORRUPT.
-
-        Dirty until that is durable: should it fail, nothing would tell what lies in the file.
-        """
-        if not self._table.has_payload(resident.key):
-            # Its unlink is under way: either it is an orphan afterwards, or that failed and so
-            # does this. No row of it may come back by us.
-            await self._table.ledger.durable()
-            return
-        row = self._table.cube_row(resident.cube_id)
-        if row is None:
-            raise MemError(Errno.ECORRUPT, "the cube of a payload in RAM is missing")
-        space = self._namespaces.by_id(row.namespace)
-        whole_bytes = self._disk.charge_bytes(resident.frame.size_bytes)
-        failpoints.hit("writeback.form.before")
-        self._table.put_page_file(resident.key, resident.cube_id, form)
-        self._table.set_settled(resident.key)
-        more_bytes = self._disk.charge_bytes(form.size_bytes) - whole_bytes
-        self._namespaces.charge(space, row.name, more_bytes)
-        await self._table.ledger.durable()
-        resident.manifest = None
-
-    def _written(self, resident: Resident, stored: Stored | None, failure: MemError | None) -> None:
-        key = resident.key
-        del self._writing[key]
-        self.storing.discard(key)
-        if failure is not None:
-            self._heat.decide(resident.cube_id, "write-back failed", str(failure))
-        elif resident.is_orphan:
-            self._io.run(self._disk.free, key)
-        else:
-            if stored is not None:
-                self._heat.decide(resident.cube_id, "encode", stored.reason)
-            if resident.is_dirty:
-                self._settle(resident)
-            self._heat.decide(
-                resident.cube_id,
-                "write-back",
-                "the cache payload is on disk now",
-                size_bytes=resident.frame.size_bytes,
-            )
-        self.release(resident, "busy")
-
-    def _settle(self, resident: Resident) -> None:
-        """It is on disk now. Dirty again, should the commit that says so fail."""
-        failpoints.hit("writeback.settle.before")
-        manifest, resident.manifest = resident.manifest, None
-        self._table.set_settled(resident.key)
-
-        def restore(failure: MemError | None) -> None:
-            if failure is not None:
-                resident.manifest = manifest
-                self.write_back_later(resident.key, _RETRY_FIRST_NS)
-
-        ledger = self._table.ledger
-        ledger.when_durable(ledger.pending_barrier(), restore)
-
-    async def write_back_all(self) -> None:
-        """Store every dirty resident. Errors: the last failure, after all were tried."""
-        failure: MemError | None = None
-        for resident in self._residents:
-            if resident.is_orphan or self._residents.find(resident.key) is not resident:
-                continue  # unlinked while another one was written
-            try:
-                await self.write_back(resident)
-            except MemError as error:
-                failure = error
-        for key in list(self._table.volatile):
-            self._settle_clean(key)
-        if failure is not None:
-            raise failure
-
-    def _settle_clean(self, key: PayloadKey) -> None:
-        """Of a payload that went from RAM: say again that it is on disk, should that commit have
-        failed."""
-        resident = self._residents.find(key)
-        if key in self._table.volatile and (resident is None or not resident.is_dirty):
-            self._table.set_settled(key)
-
 
 def _nobody_loses(key: PayloadKey, reason: str) -> None:
     raise RuntimeError(f"assembly left on_lose unset: {key.hex()} {reason}")
-
-
-async def _quietly(completion: Completion[None]) -> None:
-    """Wait for somebody else's work; its failure is theirs to handle."""
-    try:
-        await completion
-    except MemError:
-        return

@@ -5,6 +5,7 @@ between leaves nothing dangling that boot cannot clear, and a commit that fails 
 as it was. Kernel thread only.
 """
 
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import islice
 from typing import Final, NamedTuple
@@ -55,6 +56,8 @@ class Removal:
         self._io = parts.io
         self._heat = parts.heat
         self._prefixes = parts.prefixes
+        self.on_move: Callable[[PayloadKey, Group], None] = _nobody_follows
+        """Set at assembly: a payload is in another namespace now."""
         self._fallen: list[PayloadKey] = []
         """Payloads that stood on one that went, and must go in the same commit."""
 
@@ -193,7 +196,7 @@ class Removal:
 
         Errors: ECORRUPT: its cube's rows are damaged; then nothing changed.
         """
-        cube_id = self._table.volatile.get(key)
+        cube_id = self._table.cache_owner(key)
         if cube_id is None:
             return  # it went with what it stood on, which was lost before
         row = self._table.cube_row(cube_id)
@@ -285,6 +288,7 @@ class Removal:
             raise
         for key in payloads:
             self._prefixes.move(key, group.space)
+            self.on_move(key, group)
 
         def undo(error: MemError | None) -> None:
             for key in moved if error else ():
@@ -299,3 +303,7 @@ class Removal:
 def _is_being_counted(group: Group) -> bool:
     """Then a cube may go from the part of a folder that was added up to the one that was not."""
     return any(each.counted_to is not None for each in group.lineage)
+
+
+def _nobody_follows(key: PayloadKey, group: Group) -> None:
+    raise RuntimeError(f"assembly left on_move unset: {key.hex()} {group.path}")

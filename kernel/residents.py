@@ -1,8 +1,8 @@
 """Residents: the payloads in the RAM tier, who holds them, and their place in the order.
 
 Invariants: one frame per resident payload, charged to the control group its cube is in; what is
-pinned, mapped or being written back is held under the policy, so never a victim. Kernel thread
-only.
+pinned, mapped or read is held under the policy, so never a victim, nor is what is being written
+back. Kernel thread only.
 """
 
 import heapq
@@ -27,7 +27,9 @@ class Resident:
         "cube_id",
         "frame",
         "group",
+        "interval_bytes",
         "is_orphan",
+        "is_passing",
         "is_sequential",
         "key",
         "manifest",
@@ -35,6 +37,8 @@ class Resident:
         "parent",
         "pins",
         "priority",
+        "stores",
+        "used_at",
     )
 
     def __init__(self, cube_id: bytes, key: PayloadKey, frame: Frame, group: Group) -> None:
@@ -55,17 +59,29 @@ class Resident:
         self.maps = 0
         self.busy = 0
         """I/O under way that reads the frame."""
+        self.stores = 0
+        """Write-back under way: it may not go meanwhile, but that is no use of it."""
         self.is_orphan = False
         """Unlinked; goes with its last holder."""
         self.is_sequential = False
+        self.is_passing = False
+        """Admitted because it had to be mapped; the first to go again."""
+        self.used_at = 0
+        """When it was used last, in bytes used (`workingset.py`)."""
+        self.interval_bytes = 0
+        """Between its last two uses; 0: not known."""
 
     @property
     def is_dirty(self) -> bool:
         return self.manifest is not None
 
     @property
-    def is_held(self) -> bool:
+    def is_used(self) -> bool:
         return bool(self.pins or self.maps or self.busy)
+
+    @property
+    def is_held(self) -> bool:
+        return self.is_used or bool(self.stores)
 
     def entry(self) -> Entry:
         """What the policy may know of it."""
@@ -102,7 +118,7 @@ class Residents:
         self.policy.insert(resident.entry())
 
     def drop(self, resident: Resident, *, is_reclaim: bool) -> None:
-        """Forget it and give its bytes back; the caller frees the frame. `is_reclaim`: it may come
+        """Forget it; the caller frees the frame, and then its charge. `is_reclaim`: it may come
         back."""
         assert not resident.is_held, "a held payload is never a victim"
         del self._by_key[resident.key]
@@ -111,7 +127,6 @@ class Residents:
             self.account.count_reclaim(resident.group)
         else:
             self.policy.remove(resident.key)
-        self.account.release(resident.group, resident.charged_bytes)
 
     def set_apart(self, resident: Resident) -> None:
         """It is found no more, but charged until its last holder lets go."""
@@ -120,17 +135,17 @@ class Residents:
         resident.is_orphan = True
 
     def hold(self, resident: Resident, kind: str) -> None:
-        """`kind`: pins, maps or busy."""
-        if not resident.is_held:
+        """`kind`: pins, maps, busy or stores."""
+        if kind != "stores" and not resident.is_used:
             self.policy.hold(resident.key)
         setattr(resident, kind, getattr(resident, kind) + 1)
 
     def let_go(self, resident: Resident, kind: str) -> None:
         setattr(resident, kind, getattr(resident, kind) - 1)
-        if resident.is_held or resident.is_orphan:
+        if kind == "stores" or resident.is_used or resident.is_orphan:
             return
         self.policy.release(resident.key)
-        if resident.is_sequential:
+        if resident.is_sequential or resident.is_passing:
             self.policy.cool(resident.key)
 
     def reprioritise(self, key: PayloadKey, priority: int) -> None:
@@ -156,7 +171,17 @@ class Residents:
         """Evictable residents of these groups, best first."""
         orders = [self.policy.candidates(group) for group in groups]
         for candidate in heapq.merge(*orders):
-            yield self._by_key[candidate.key]
+            resident = self._by_key[candidate.key]
+            if not resident.stores:  # few are, and briefly
+                yield resident
+
+    def victims_by_level(
+        self, root: Group | None, charger: Group | None = None
+    ) -> Iterator[Resident]:
+        """Whom to reclaim for a control group at its ceiling, or for the tier's sake (None), best
+        first. `charger`: as for `TierAccount.reclaim_levels`."""
+        for groups in self.account.reclaim_levels(root, charger):
+            yield from self.victims(groups)
 
     def held_bytes(self) -> int:
         return sum(r.charged_bytes for r in self._by_key.values() if r.is_held)

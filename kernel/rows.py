@@ -13,6 +13,7 @@ Fields are only ever appended, with defaults; docs/format.md lists them.
     pages       payload id        -> cube id: a payload that has, or will have, a page file;
                                      then, if that holds another form of it, a FormRow
     volatile    payload id        -> cube id: a cache payload that is in RAM only
+    kept        payload id        -> cube id: a cache payload that lies on disk
     quarantine  payload id        -> the problem, as text
     expiry      time ns, cube id  -> empty
     log         u64 last, first   -> LogRow: the events of a commit, by their numbers
@@ -26,6 +27,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 import xxhash
 
+from libmem.abi.control import Limits
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.structs import (
     CubeType,
@@ -33,7 +35,6 @@ from libmem.abi.structs import (
     Descriptive,
     Durability,
     EventKind,
-    Limits,
     Quota,
     Sensitivity,
     StoredForm,
@@ -71,6 +72,7 @@ TABLES: Final = (
     "payloads",
     "pages",
     "volatile",
+    "kept",
     "quarantine",
     "expiry",
     "log",

@@ -7,14 +7,14 @@ interleaving. After an await the world may have changed; the coroutine checks ag
 commits anything.
 """
 
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Iterable
 from typing import Any, Generic, TypeVar
 
 import structlog
 
 from libmem.abi.errors import MemError
 
-__all__ = ["Completion", "detach", "spawn"]
+__all__ = ["Completion", "detach", "first_done", "spawn"]
 
 T = TypeVar("T")
 
@@ -112,6 +112,19 @@ class _Task(Generic[T]):
             self.done.resolve(stop.value)
         except BaseException as error:  # noqa: BLE001
             self.done.fail(error)
+
+
+def first_done(completions: Iterable[Completion[Any]]) -> Completion[None]:
+    """Done once any of them is, however it ended."""
+    done: Completion[None] = Completion()
+
+    def resolve() -> None:
+        if not done.is_done:
+            done.resolve(None)
+
+    for completion in completions:
+        completion.on_done(resolve)
+    return done
 
 
 def detach(coroutine: Coroutine[Completion[Any], None, T]) -> Completion[T]:

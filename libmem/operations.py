@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, Final, Unpack, cast
 
 from libmem.abi import calls as c
+from libmem.abi.control import GroupStat, Limits
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.limits import WATCH_MAX_MS
 from libmem.abi.structs import (
@@ -20,9 +21,7 @@ from libmem.abi.structs import (
     CubeType,
     Decision,
     Event,
-    GroupStat,
     Hit,
-    Limits,
     NamespaceStat,
     Quota,
     SessionStat,

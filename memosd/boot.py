@@ -35,6 +35,8 @@ from memosd.supervisor import Supervisor
 __all__ = ["Daemon", "boot"]
 
 _NS: Final = 1_000_000_000
+_MEMORY_THREADS: Final = 2
+"""Copying, hashing and giving back memory, beside the threads that wait for the disk."""
 _EXTEND_TIMEOUT: Final = "EXTEND_TIMEOUT_USEC=60000000"
 """Sent anew every few seconds, as long as something is under way."""
 
@@ -88,6 +90,7 @@ def boot(config: Config) -> Daemon:
     io = IoPool(wakeup, config.store.io_threads, "io")
     index_io = IoPool(wakeup, 1, "index")
     commit_io = IoPool(wakeup, 1, "commit")
+    memory_io = IoPool(wakeup, _MEMORY_THREADS, "memory")
     disk = DiskTier(config.store.data_dir)
     server = Server(runtime_dir, config.listen.mode_bits, wakeup, share)
     supervisors = tuple(
@@ -103,6 +106,7 @@ def boot(config: Config) -> Daemon:
         recall_index=RecallIndex(config.store.data_dir / "index.db"),
         index_io=index_io,
         commit_io=commit_io,
+        memory_io=memory_io,
         gate=server,
         workers=supervisors[0],
         device_workers=supervisors[1],
@@ -110,7 +114,7 @@ def boot(config: Config) -> Daemon:
     server.kernel = Kernel(_parameters(config, share), outside, f"memosd {version('memosd')}")
     io.run(disk.remove_leftovers)
     server.kernel.start()
-    pools, locks = (io, index_io, commit_io), (data_lock, runtime_lock)
+    pools, locks = (io, index_io, commit_io, memory_io), (data_lock, runtime_lock)
     return Daemon(server, pools, wakeup, supervisors, store, locks)
 
 
@@ -190,8 +194,11 @@ def _parameters(config: Config, share: Descriptors) -> Parameters:
         ram_high=config.ram.high_watermark,
         ram_low=config.ram.low_watermark,
         ram_frames=share.frames,
-        io_depth=config.store.io_threads,
         disk_budget_bytes=config.disk.budget_bytes,
+        disk_high=config.disk.high_watermark,
+        disk_low=config.disk.low_watermark,
+        writeback_share=config.disk.writeback_share,
+        io_threads=config.store.io_threads,
         policy=config.ram.policy,
         inline_limit_bytes=config.disk.inline_limit_bytes,
         call_by_value_bytes=limits.call_by_value_bytes,

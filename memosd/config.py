@@ -103,6 +103,9 @@ class Disk(_Section, frozen=True, kw_only=True):
     """The disk tier."""
 
     budget_bytes: Annotated[int, Meta(ge=64 * KIB, le=1 << 50)] = 64 * GIB
+    high_watermark: Share = 0.95
+    low_watermark: Share = 0.90
+    writeback_share: Share = 0.5
     inline_limit_bytes: Annotated[int, Meta(ge=0, le=64 * KIB)] = 16 * KIB
 
 
@@ -266,8 +269,11 @@ def check(config: Config, source: str) -> Config:
     if len(socket) > _SOCKET_PATH_MAX_BYTES:
         room = _SOCKET_PATH_MAX_BYTES - len(CONTROL_SOCKET) - 1
         raise _invalid(source, "listen.runtime_dir", f"must be at most {room} bytes long")
-    if config.ram.low_watermark >= config.ram.high_watermark:
-        raise _invalid(source, "ram.low_watermark", "must be below ram.high_watermark")
+    for table, tier in (("ram", config.ram), ("disk", config.disk)):
+        if tier.low_watermark >= tier.high_watermark:
+            raise _invalid(
+                source, f"{table}.low_watermark", f"must be below {table}.high_watermark"
+            )
     if config.ram.budget_bytes > (most := machine_memory_bytes()):
         raise _invalid(source, _SHARE_KEY, f"must fit this machine's memory of {most} bytes")
     return config

@@ -7,6 +7,7 @@ nothing unverified ever passes `load`. Calls count from 1 for each operation.
 
 import os
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, Protocol
@@ -63,6 +64,7 @@ class FaultPlan:
         self._lock = threading.Lock()
         self._before: dict[tuple[Operation, int], _Before] = {}
         self._damage: dict[int, _Damage] = {}
+        self._always: dict[Operation, _Before] = {}
 
     def fail(self, operation: Operation, errno: Errno, nth: int = 1) -> None:
         """The nth call from now raises `errno` and does nothing."""
@@ -71,6 +73,22 @@ class FaultPlan:
             raise MemError(errno, f"injected into {operation}")
 
         self._before[operation, self.calls[operation] + nth] = before
+
+    def refuse(self, operation: Operation, errno: Errno) -> None:
+        """Every call raises `errno` and does nothing, until `mend`."""
+
+        def before() -> None:
+            raise MemError(errno, f"injected into {operation}")
+
+        self._always[operation] = before
+
+    def delay(self, operation: Operation, seconds: float) -> None:
+        """Every call takes so much longer, until `mend`."""
+        self._always[operation] = lambda: time.sleep(seconds)
+
+    def mend(self) -> None:
+        """All is well from now on; what was planned for single calls stays."""
+        self._always.clear()
 
     def stall(self, operation: Operation, nth: int = 1) -> Stall:
         """The nth call from now waits until it is released, then does its work."""
@@ -99,7 +117,7 @@ class FaultPlan:
         with self._lock:
             self.calls[operation] += 1
             number = self.calls[operation]
-            before = self._before.pop((operation, number), None)
+            before = self._before.pop((operation, number), self._always.get(operation))
         if before is not None:
             before()
         return number

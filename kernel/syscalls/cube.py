@@ -10,7 +10,7 @@ from libmem.abi.errors import Errno, MemError
 from libmem.abi.limits import PAYLOAD_MAX_BYTES, READ_MAX_BYTES
 from libmem.abi.names import parse_ref
 from libmem.abi.structs import Stat
-from memosd.kernel.cubes import Content
+from memosd.kernel.cubes import Admission, Content
 from memosd.kernel.dispatch import Context
 from memosd.kernel.fills import Fill
 
@@ -43,12 +43,26 @@ def sys_write_cube(
     admission.driver.check_payload(draft.payload, draft.descriptive, draft.attributes)
     is_inline = size_bytes <= parameters.inline_limit_bytes
     charge = kernel.cubes.charge_of(draft, size_bytes, is_inline=is_inline)
-    kernel.cubes.check_room(admission, charge)
+    try:
+        kernel.cubes.check_room(admission, charge)
+    except MemError as shortage:
+        if shortage.errno not in (Errno.ENOSPC, Errno.EDQUOT) or admission.endings:
+            raise
+        return _write_into_room(context, draft, admission, charge)
     if not is_inline:
         return kernel.fills.write(context.who, draft, admission)
     prefix = kernel.cubes.prefix_of(admission, draft.payload, draft.attributes)
     content = Content(size_bytes, digest_of(draft.payload), draft.payload, charge, prefix)
     return kernel.cubes.commit(context.who, draft, admission, kernel.cubes.new_key(), content)
+
+
+async def _write_into_room(
+    context: Context, draft: c.WriteCube, admission: Admission, charge_bytes: int
+) -> c.WriteReply:
+    """A write that does not fit on disk, unless others give way."""
+    await context.kernel.disk_space.make_room(admission, charge_bytes)
+    reply = sys_write_cube(context, draft)
+    return reply if isinstance(reply, c.WriteReply) else await reply
 
 
 async def sys_create_cube(context: Context, draft: c.CreateCube) -> c.CreateReply:
@@ -58,9 +72,10 @@ async def sys_create_cube(context: Context, draft: c.CreateCube) -> c.CreateRepl
     kernel.sessions.check_room(context.session, "fill")
     admission = kernel.cubes.admit(context.who, draft)
     is_inline = draft.size_bytes <= kernel.parts.parameters.inline_limit_bytes
-    kernel.cubes.check_room(
-        admission, kernel.cubes.charge_of(draft, draft.size_bytes, is_inline=is_inline)
-    )
+    charge = kernel.cubes.charge_of(draft, draft.size_bytes, is_inline=is_inline)
+    if await kernel.disk_space.make_room(admission, charge):
+        admission = kernel.cubes.admit(context.who, draft)
+    kernel.cubes.check_room(admission, charge)
     group = kernel.pager.control.group_of(admission.space, admission.name)
     frame = await kernel.pager.allocate(group, draft.size_bytes)
     fill = Fill(draft, group, frame)
@@ -124,12 +139,16 @@ async def _read_mapped(
 ) -> c.ReadReply:
     kernel = context.kernel
     cube, space = kernel.cubes.open(context.who, request.name)
-    resident = await kernel.pager.fault(cube, space)
-    kernel.parts.residents.hold(resident, "busy")
-    try:
-        payload = await kernel.parts.io.run(os.pread, resident.frame.fd, length, start)
-    finally:
-        kernel.reclaim.release(resident, "busy")
+    end = start + length
+    if kernel.pager.can_read_past(cube, end) and kernel.pager.is_refused(cube, space):
+        payload = (await kernel.pager.read_past(cube, end))[start:]
+    else:
+        resident = await kernel.pager.fault(cube, space)
+        kernel.parts.residents.hold(resident, "busy")
+        try:
+            payload = await kernel.parts.memory_io.run(os.pread, resident.frame.fd, length, start)
+        finally:
+            kernel.reclaim.release(resident, "busy")
     kernel.parts.heat.count_read(cube.id)
     return c.ReadReply(
         payload=payload, version=cube.version.version, size_bytes=cube.version.size_bytes

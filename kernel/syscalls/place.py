@@ -209,11 +209,15 @@ def _may_evict(context: Context, cube: Cube, resident: Resident) -> bool:
 
 
 async def _prefetch(context: Context, cube: Cube, space: Namespace) -> None:
+    heat = context.kernel.parts.heat
+    if context.kernel.pager.is_refused(cube, space):
+        heat.decide(cube.id, "prefetch refused", "RAM thrashes: others are needed sooner")
+        return
     try:
         await _bring_in(context, cube, space)
     except MemError as error:
         # A hint fails without a word to the caller, but `explain` tells.
-        context.kernel.parts.heat.decide(cube.id, "prefetch failed", str(error))
+        heat.decide(cube.id, "prefetch failed", str(error))
 
 
 async def _bring_in(context: Context, cube: Cube, space: Namespace) -> None:
@@ -240,7 +244,7 @@ async def _evict(context: Context, cube: Cube, reason: str) -> int:
             Errno.EBUSY, "pinned or mapped", cube=cube.row.name, pins=resident.pins,
             maps=resident.maps,
         )  # fmt: skip
-    await kernel.reclaim.write_back(resident)
+    await kernel.reclaim.writeback.store(resident)
     if kernel.parts.residents.find(cube.key) is not resident:
         return 0  # reclaimed while it was written back
     if resident.is_held:

@@ -99,7 +99,7 @@ async def sys_sync(context: Context, _request: c.Sync) -> c.Done:
     kernel = context.kernel
     ledger = kernel.parts.table.ledger
     rollbacks = ledger.rollbacks
-    await kernel.reclaim.write_back_all()
+    await kernel.reclaim.writeback.store_all()
     while kernel.parts.heat.write_back():
         await kernel.next_turn()
     await ledger.durable()

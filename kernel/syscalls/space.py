@@ -4,10 +4,11 @@ from itertools import islice
 from typing import Final
 
 from libmem.abi import calls as c
+from libmem.abi.control import GroupStat
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.limits import READDIR_MAX
 from libmem.abi.names import namespace_of, parse_namespace, parse_subtree
-from libmem.abi.structs import EventKind, GroupStat, NamespaceStat, Quota, Stat, Usage
+from libmem.abi.structs import EventKind, NamespaceStat, Quota, Stat, Usage
 from memosd.kernel.access import EXECUTE, READ, require_owner
 from memosd.kernel.control import Group
 from memosd.kernel.dispatch import Context

@@ -80,7 +80,7 @@ _MEANING: dict[Errno, str] = {
     Errno.ETIMEDOUT: "no reply within the time-out; a mutation may still happen",
     Errno.ECONNREFUSED: "no daemon answers at this address",
     Errno.ESTALE: "the daemon was restarted; handles and mappings of before are gone",
-    Errno.EDQUOT: "the namespace's quota is exhausted",
+    Errno.EDQUOT: "the namespace's quota, or the max of a control group, is exhausted",
     Errno.ECANCELED: "the call was given up because its session ended",
     Errno.EMODEL: "the memory belongs to another model",
     Errno.ECORRUPT: "the stored bytes do not match their digest; the cube is quarantined",

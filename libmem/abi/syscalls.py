@@ -13,8 +13,9 @@ from typing import Any, Final
 import msgspec
 
 from libmem.abi import calls as c
+from libmem.abi.control import GroupStat
 from libmem.abi.errors import Errno as E  # noqa: N817
-from libmem.abi.structs import GroupStat, NamespaceStat, Stat, Value
+from libmem.abi.structs import NamespaceStat, Stat, Value
 
 __all__ = ["BY_NAME", "BY_NUMBER", "BY_REQUEST", "COMMON_ERRORS", "SYSCALLS", "Access", "Syscall"]
 

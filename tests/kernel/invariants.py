@@ -88,6 +88,7 @@ def check_at_rest(kernel: Kernel, ram: CountedRam, disk: Tier) -> None:
     check_always(kernel)
     _check_frames(kernel, ram)
     _check_spaces(kernel)
+    _check_folders(kernel)
     _check_rows(kernel)
     _check_prefixes(kernel)
     _check_page_files(kernel, disk)
@@ -109,11 +110,11 @@ def _header_bytes(version: VersionRow) -> int:
     return parents_bytes + len(msgspec.msgpack.encode(header))
 
 
-def usage_of(kernel: Kernel, namespace: int) -> tuple[int, int]:
-    """(bytes, cubes) that a namespace's rows amount to."""
+def usage_of(kernel: Kernel, namespace: int, folder: str = "/") -> tuple[int, int]:
+    """(bytes, cubes) that a namespace's rows amount to, or those of a folder in it."""
     used_bytes = cubes = 0
     for _, row, versions in cubes_of(kernel):
-        if row.namespace != namespace:
+        if row.namespace != namespace or not row.name.startswith(folder):
             continue
         cubes += 1
         used_bytes += sum(ROW_BYTES + _header_bytes(version) for version in versions)
@@ -161,6 +162,27 @@ def _check_spaces(kernel: Kernel) -> None:
     for space in kernel.parts.namespaces:
         assert space.reserved_bytes == 0
         assert (space.disk_bytes, space.cubes) == usage_of(kernel, space.id), space.row.name
+
+
+def _check_folders(kernel: Kernel) -> None:
+    """Folders with limits hold what their cubes amount to, and nothing is charged elsewhere."""
+    control, account = kernel.parts.namespaces.control, kernel.parts.residents.account
+    for group in control.folders():
+        assert (group.counted_to, group.reserved_bytes) == (None, 0)
+        assert group.disk_bytes == usage_of(kernel, group.space, group.path + "/")[0], group.path
+    for resident in kernel.parts.residents:
+        row = kernel.parts.table.cube_row(resident.cube_id)
+        if row is not None and not resident.is_orphan:
+            space = kernel.parts.namespaces.by_id(row.namespace)
+            assert resident.group.number == control.group_of(space, row.name).number, row.name
+    for group in control.root.subtree():
+        below = sum(account.used_by(child) for child in group.children.values())
+        gone = sum(
+            size
+            for number, size in account.__dict__["_own"].items()
+            if account.__dict__["_groups"][number].parent is group and number not in group.children
+        )
+        assert account.used_by(group) == account.own_by(group) + below + gone
 
 
 def _keys(kernel: Kernel, table: str) -> set[bytes]:

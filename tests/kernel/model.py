@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from libmem.abi.errors import Errno
 from libmem.abi.structs import Durability
 from memosd.kernel.kernel import Kernel
-from tests.kernel.world import KIB, Client
+from tests.kernel.world import KIB, Client, World
 
 __all__ = [
     "NAMES",
@@ -18,6 +18,7 @@ __all__ = [
     "SETTINGS",
     "Filling",
     "Held",
+    "Losses",
     "Model",
     "ModelCube",
     "Payload",
@@ -47,6 +48,8 @@ class Payload:
     content: bytes
     is_volatile: bool = False
     """A cache payload that may be in RAM only: it may be lost, never wrong."""
+    is_cache: bool = False
+    """It may give way where room is short on disk."""
 
 
 @dataclass
@@ -67,10 +70,13 @@ class ModelCube:
         self.versions[self.last_version] = payload, attributes
         return self.last_version
 
-    def lose(self, versions: set[int]) -> None:
-        """Versions that were nowhere but in RAM."""
+    def lose(self, versions: set[int], losses: "Losses") -> None:
+        """Versions that were nowhere but in RAM, or gave way to others."""
         for version in versions:
-            assert self.versions[version][0].is_volatile, "only cache payloads may be lost"
+            payload = self.versions[version][0]
+            may_go = payload.is_volatile or (losses.have_come and payload.is_cache)
+            assert may_go, "only cache payloads may be lost"
+            assert losses.is_recorded(self.id), "a loss has its reason"
             del self.versions[version]
 
 
@@ -82,6 +88,31 @@ class Held:
     handle: int
     kind: str
     payload: Payload
+
+
+class Losses:
+    """Cache payloads that go for want of room on disk, step by step."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._kernel = world.kernel
+        self._before = 0
+
+    @property
+    def have_come(self) -> bool:
+        """In this step, or since the last boot if that is in it."""
+        is_same = self._world.kernel is self._kernel
+        return self._world.kernel.disk_space.lost > (self._before if is_same else 0)
+
+    def settle(self) -> None:
+        """The step is over."""
+        self._kernel = self._world.kernel
+        self._before = self._kernel.disk_space.lost
+
+    def is_recorded(self, cube_id: bytes) -> bool:
+        """Is there a decision to lose some of the cube?"""
+        recent = self._world.kernel.parts.heat.recent
+        return any(cube == cube_id and made.action == "lost" for cube, made in recent)
 
 
 @dataclass(eq=False)
@@ -98,7 +129,8 @@ class Filling:
 class Model:
     """All that was acknowledged."""
 
-    def __init__(self) -> None:
+    def __init__(self, world: World) -> None:
+        self.losses = Losses(world)
         self.cubes: dict[str, ModelCube] = {}
         self.held: list[Held] = []
         self.fills: list[Filling] = []
@@ -108,7 +140,7 @@ class Model:
         """A payload like no other."""
         self._written += 1
         stamp = self._written.to_bytes(4, "big")
-        return Payload((stamp * (size_bytes // 4 + 1))[:size_bytes], is_cache)
+        return Payload((stamp * (size_bytes // 4 + 1))[:size_bytes], is_cache, is_cache)
 
     def version(self, name: str) -> int:
         """The current version's number, 0 for no cube."""
@@ -123,7 +155,9 @@ class Model:
     def write(self, name: str, cube_id: bytes, payload: Payload) -> int:
         """An acknowledged write; the version it must have been told."""
         cube = self.cubes.setdefault(name, ModelCube(cube_id))
-        assert cube.id == cube_id
+        if cube.id != cube_id:  # the old one was lost while room was made for this write
+            cube.lose(set(cube.versions), self.losses)
+            cube = self.cubes[name] = ModelCube(cube_id)
         return cube.add(payload, {})
 
     def is_held(self, payload: Payload) -> bool:

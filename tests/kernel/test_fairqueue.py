@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from libmem.abi import calls as c
-from libmem.abi.structs import Limits
+from libmem.abi.control import Limits
 from memosd.kernel.control import ROOT, Group
 from memosd.kernel.fairqueue import FairQueue
 from memosd.kernel.wait import Completion
@@ -126,7 +126,7 @@ def test_every_call_gets_one_turn_and_never_more_than_there_are(
 
 
 def test_faults_of_one_namespace_are_not_behind_all_of_anothers(make_world: MakeWorld) -> None:
-    world = make_world(io_depth=1)
+    world = make_world(io_threads=1)
     user = world.client()
     for name in ("/flood", "/calm"):
         user.make(name)

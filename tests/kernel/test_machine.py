@@ -50,7 +50,7 @@ class KernelMachine(RuleBasedStateMachine):
         super().__init__()
         self._fds = set(os.listdir("/proc/self/fd"))
         self.world = self.make_world()
-        self.model = Model()
+        self.model = Model(self.world)
         self.clients: list[Client] = []
         self.may_lose = False
 
@@ -139,8 +139,7 @@ class KernelMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.model.fills)
     @rule(data=st.data())
     def abort(self, data: st.DataObject) -> None:
-        filling = data.draw(st.sampled_from(self.model.fills))
-        self.model.fills.remove(filling)
+        filling = self.model.fills.pop(data.draw(st.integers(0, len(self.model.fills) - 1)))
         self.ask(filling.client, c.AbortCube(handle=filling.handle))
 
     @rule(who=clients, name=names, value=st.integers(0, 9))
@@ -335,6 +334,7 @@ class KernelMachine(RuleBasedStateMachine):
         for held in self.model.held:
             check_held(self.world.kernel, held)
         self.may_lose = self.may_lose and self.world.is_failing
+        self.model.losses.settle()
 
     def compare_all(self) -> None:
         for name in [*NAMES, "/b/never"]:
@@ -347,8 +347,8 @@ class KernelMachine(RuleBasedStateMachine):
             assert history == {}
             return
         lost = cube.versions.keys() - history.keys()
-        assert self.may_lose or not lost
-        cube.lose(lost)
+        assert self.may_lose or self.model.losses.have_come or not lost
+        cube.lose(lost, self.model.losses)
         if not cube.versions:
             del self.model.cubes[name]
         assert history.keys() == cube.versions.keys()

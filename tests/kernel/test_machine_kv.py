@@ -38,6 +38,11 @@ class Cache:
     start: int = 0
     is_volatile: bool = True
     """It may be lost, with all that stands on it; never wrong."""
+    is_cache: bool = False
+    """It may give way where room is short on disk."""
+
+    def __post_init__(self) -> None:
+        self.is_cache = self.is_volatile
 
     @property
     def chain(self) -> "list[Cache]":
@@ -139,12 +144,13 @@ class KvMachine(KernelMachine):
         )
         is_wrong = f"{name}@v" in "".join(parents) or len(cache.chain) > KV_CHAIN_MAX
         # Making room may lose what it is to stand on.
-        lost = {Errno.ENOENT} if parents and self.may_lose else set()
+        lost = {Errno.ENOENT} if parents else set()
         wrong = {Errno.EINVAL} if is_wrong else set()
         errno, reply = self.ask(
             self.clients[who], request, NO_ROOM | self.disk_errors() | wrong | lost
         )
         assert errno is not None or not is_wrong
+        assert errno is not Errno.ENOENT or self.may_lose or self.model.losses.have_come
         if errno is None:
             self.caches.setdefault(name, KvCube()).versions[reply.version] = cache
 
@@ -219,7 +225,7 @@ class KvMachine(KernelMachine):
             assert len(reply.bases) == len(chain) - 1
             self.wholes.append((self.clients[who], reply.handle, chain))
         else:
-            assert errno is not Errno.ENOENT or self.may_lose
+            assert errno is not Errno.ENOENT or self.may_lose or self.model.losses.have_come
 
     @precondition(lambda self: self.wholes)
     @rule(data=st.data())
@@ -270,8 +276,11 @@ class KvMachine(KernelMachine):
             for number, cache in cube.versions.items():
                 stat = found[name].get(number)
                 if stat is None:
-                    assert self.may_lose
-                    assert any(each.is_volatile for each in cache.chain)
+                    assert self.may_lose or self.model.losses.have_come
+                    assert any(
+                        each.is_volatile or (self.model.losses.have_come and each.is_cache)
+                        for each in cache.chain
+                    )
                     lost.add(id(cache))
                 else:
                     assert stat.attributes["kv"]["tokens"] == len(cache.tokens)

@@ -29,7 +29,9 @@ def test_a_fault_that_finds_no_room_says_what_it_needs(make_world: MakeWorld) ->
     world.fill_ram(user, 3 * PAGED)
     for request in (c.MmapCube(name="/n/a"), c.PinCube(name="/n/a"), c.ReadCube(name="/n/a")):
         error = user.fails(request, Errno.ENOMEM)
-        assert error.detail == {"need_bytes": 2 * PAGED, "free_bytes": PAGED}
+        assert error.detail == {
+                "need_bytes": 2 * PAGED, "free_bytes": PAGED, "pinned_bytes": 3 * PAGED
+            }  # fmt: skip
     user.fails(c.CreateCube(name="/n/b", size_bytes=2 * PAGED), Errno.ENOMEM)
     user.fails(c.MigrateCube(name="/n/a", tier=TierName.RAM), Errno.ENOMEM)
 
@@ -83,7 +85,7 @@ def test_frames_are_limited_as_descriptors_are(make_world: MakeWorld) -> None:
     assert len(world.kernel.parts.residents) == 3
     for number in range(3):
         user.call(c.PinCube(name=f"/n/{number}"))
-    assert user.fails(c.MmapCube(name="/n/4"), Errno.ENOMEM).detail == {"frames": 3}
+    assert user.fails(c.MmapCube(name="/n/4"), Errno.ENOMEM).detail["frames"] == 3
 
 
 # -- pins and maps -------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from libmem.abi import calls as c
+from libmem.abi.control import Limits, TierLimits
 from libmem.abi.errors import Errno, MemError
-from libmem.abi.structs import Limits, TierLimits
 from memosd.kernel.accounts import TierAccount
 from memosd.kernel.control import ROOT, Group
 from memosd.kernel.protection import Sums, protected

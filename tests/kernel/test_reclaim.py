@@ -90,17 +90,28 @@ def test_background_reclaim_ends_where_nothing_can_go(make_world: MakeWorld) -> 
 
 def test_a_dirty_payload_is_on_disk_before_it_goes(small: World, owner: Client) -> None:
     cache(owner, "/n/a", b"dirty" * 1000)
-    for name in "bcd":
-        owner.blob(f"/n/{name}", bytes(PAGED))
+    small.fill_ram(owner, 3 * PAGED)
     pending = owner.start(c.WriteCube(name="/n/e", payload=bytes(PAGED), type=CubeType.BLOB))
     assert small.io.names() == ["store"]
-    assert in_ram_now(small) == 4
+    assert in_ram_now(small) == 2
     small.settle()
     assert pending.result().version == 1
     assert owner.stat("/n/a").tiers == ("disk",)
+    owner.unlink("/n/e")
     assert owner.read("/n/a") == b"dirty" * 1000
     actions = [d.action for d in owner.call(c.Explain(name="/n/a")).decisions]
     assert actions == ["write-back", "evict", "fill"]
+
+
+def test_nobody_waits_for_a_write_back_where_a_clean_one_can_go(
+    small: World, owner: Client
+) -> None:
+    cache(owner, "/n/a")
+    for name in "bcd":
+        owner.blob(f"/n/{name}", bytes(PAGED))
+    owner.blob("/n/e", bytes(PAGED))
+    assert in_ram(owner, "abcde") == "acde", "though it was used longest ago"
+    assert owner.stat("/n/a").tiers == ("ram",)
 
 
 def in_ram_now(world: World) -> int:

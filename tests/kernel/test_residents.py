@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import pytest
 
+from libmem.abi.control import Limits, TierLimits
 from libmem.abi.errors import Errno, MemError
-from libmem.abi.structs import Limits, TierLimits
 from memosd.kernel.accounts import TierAccount
 from memosd.kernel.control import Group
 from memosd.kernel.policies.lru import Lru
@@ -142,6 +142,7 @@ def test_accounts_of_nobody_are_not_kept(residents: Residents) -> None:
     home = space(1)
     residents.drop(add(residents, home, b"1"), is_reclaim=True)
     account = residents.account
+    account.release(home, 10)
     assert (account.used_bytes, account.used_frames, account.used_by(home)) == (0, 0, 0)
     assert account.groups() == []
     assert account.__dict__["_used"] == {}

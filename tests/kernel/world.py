@@ -71,6 +71,7 @@ def parameters(**changes: Any) -> Parameters:
         "call_by_value_bytes": 256 * KIB,
         # Background reclaim would make every count depend on it; its own tests turn it on.
         "ram_high": 1.0,
+        "disk_high": 1.0,
     }
     return Parameters(**{**small, **changes})
 
@@ -260,6 +261,7 @@ class World:
             recall_index=self.index,
             index_io=self.index_io,
             commit_io=self.io,
+            memory_io=self.io,
             gate=self.gate,
             workers=self.workers,
             device_workers=self.device_workers,

@@ -32,6 +32,7 @@ _BENCHMARKS: Final = {
     "recall": ("memosd.tools.bench.recall", "what a search finds of what questions need"),
     "search-scale": ("memosd.tools.bench.search_scale", "a search among 200,000 memories"),
     "fairness": ("memosd.tools.bench.fairness", "what min keeps while another namespace floods"),
+    "reclaim": ("memosd.tools.bench.reclaim", "faults and budgets at four times the RAM"),
     "backlog": ("memosd.tools.bench.backlog", "a write while thousands wait for their vectors"),
 }
 

@@ -16,7 +16,8 @@ from typing import Any, Final, NamedTuple
 
 import libmem
 from libmem.abi.calls import SetLimits
-from libmem.abi.structs import CubeType, Limits, TierLimits
+from libmem.abi.control import Limits, TierLimits
+from libmem.abi.structs import CubeType
 from memosd.tools.bench.daemon import private_daemon
 from memosd.tools.bench.process import Worker, workers
 from memosd.tools.bench.report import Report, at_most, row

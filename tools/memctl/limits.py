@@ -8,8 +8,8 @@ import msgspec
 import typer
 
 from libmem.abi.calls import SetLimits, StatLimits
+from libmem.abi.control import GroupStat, GroupTierStat, Limits, TierLimits
 from libmem.abi.errors import Errno, MemError
-from libmem.abi.structs import GroupStat, GroupTierStat, Limits, TierLimits
 from memosd.tools.memctl.command import Session, command
 from memosd.tools.memctl.completion import complete_cube
 from memosd.tools.memctl.output import Column

@@ -1,7 +1,8 @@
 """Requests about namespaces and what they list."""
 
 from libmem.abi.calls.base import Call, Done
-from libmem.abi.structs import GroupStat, Limits, NamespaceStat, Quota, Stat, Value
+from libmem.abi.control import GroupStat, Limits
+from libmem.abi.structs import NamespaceStat, Quota, Stat, Value
 
 __all__ = [
     "MakeNamespace",

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 
 import pytest
 
@@ -86,4 +87,22 @@ def test_a_stalled_call_waits_for_its_release(
     stall.release()
     thread.join(30)
     assert loaded == [CONTENT]
+    tier.free(KEY)
+
+
+def test_a_tier_may_refuse_or_be_slow_until_it_is_mended(
+    tier: FaultyTier, plan: FaultPlan, memory: Memory
+) -> None:
+    plan.refuse("load", Errno.ENOSPC)
+    for _ in range(3):
+        with raises(Errno.ENOSPC):
+            call(tier, memory, "load")
+    call(tier, memory, "verify")
+    plan.delay("load", 0.05)
+    before = time.monotonic()
+    assert call(tier, memory, "load") == CONTENT
+    assert time.monotonic() - before >= 0.05
+    plan.refuse("load", Errno.EIO)
+    plan.mend()
+    assert call(tier, memory, "load") == CONTENT
     tier.free(KEY)

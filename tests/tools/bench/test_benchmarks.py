@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from libmem.abi.errors import MemError
-from memosd.tools.bench import boot, mapping, put, rpc, scale
+from memosd.tools.bench import boot, fairness, mapping, put, reclaim, rpc, scale
 from memosd.tools.bench.report import Report
 
 pytestmark = pytest.mark.slow
@@ -52,6 +52,19 @@ def test_mmap(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_reclaim(tmp_path: Path) -> None:
+    plan = reclaim.Plan(seconds=1.0, clients=2, budget_bytes=8 << 20)
+    report = reclaim.measure(plan, tmp_path)
+    found = {each.field: each.value for each in report.rows}
+    bars = {each.field: str(each.bar) for each in report.rows if each.bar}
+    assert bars == {"overruns": "≤ 0", "errors": "≤ 0", "fault_p99_ratio": "≤ 5"}
+    assert (found["overruns"], found["errors"]) == (0, 0)
+    assert 0 < found["peak_share"] <= 1
+    assert 0 <= found["hits"] < 1
+    assert found["fault_p50_ms"] <= found["fault_p99_ms"]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_scale(tmp_path: Path) -> None:
     plan = replace(
         scale.QUICK, cubes=150, baseline=30, writers=2, batch=40, boots=2, rounds=2, stats=10
@@ -64,6 +77,16 @@ def test_scale(tmp_path: Path) -> None:
     assert found["bytes_per_cube"] == pytest.approx(found["disk_mib"] * 2**20 / plan.cubes)
     # The text alone is 160 bytes, and it is in the table and in the index.
     assert found["bytes_per_cube"] > 160
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fairness(tmp_path: Path) -> None:
+    plan = fairness.Plan(rounds=1, seconds=0.3, budget_cubes=8, calm_cubes=3)
+    report = fairness.measure(plan, tmp_path)
+    found = {each.field: each.value for each in report.rows}
+    assert found["hit_loss"] == found["hit_loss_most"] == 0, "counted, not timed"
+    assert found["hits_alone"] == 1
+    assert found["flood_per_s"] > 0
     assert list(tmp_path.iterdir()) == []
 
 

@@ -3,8 +3,8 @@
 import msgspec
 
 from libmem.abi.calls import SetLimits, StatLimits, StatLimitsReply
+from libmem.abi.control import GroupStat, GroupTierStat, Limits, TierLimits
 from libmem.abi.errors import Errno, MemError
-from libmem.abi.structs import GroupStat, GroupTierStat, Limits, TierLimits
 from tests.tools.memctl.fake import Memctl
 
 TEAM = GroupStat(

@@ -1,0 +1,312 @@
+"""Room on the disk tier: cache payloads go when its budget, or a namespace's quota, is short.
+
+A cache payload is a promise to try. Those that lie on disk are under a policy of their own, of the
+same class as RAM's; above the high watermark they go in the background down to the low one, and a
+write that does not fit makes its room before it is refused. Durable payloads never go, nor what is
+held in RAM, or what others stand on as long as those are there. The order is made when room is
+short for the first time: a store that never fills pays nothing for it. Kernel thread only.
+"""
+
+import heapq
+from collections import Counter
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from itertools import islice
+from typing import Final, NamedTuple
+
+import msgspec
+
+from libmem.abi.errors import MemError
+from memosd.kernel.control import Group
+from memosd.kernel.cubes import Admission
+from memosd.kernel.namespace import Namespace
+from memosd.kernel.parts import Parts
+from memosd.kernel.policies.policy import Entry, Policy
+from memosd.kernel.policies.table import make_policy
+from memosd.kernel.ports import PayloadKey
+from memosd.kernel.residents import Resident
+from memosd.kernel.rows import CubeRow, VersionRow
+from memosd.kernel.wait import Completion, detach
+
+__all__ = ["DiskSpace"]
+
+_STRETCH: Final = 256
+"""Rows that are read, or payloads that go, before others have their turn."""
+_REST_NS: Final = 10_000_000_000
+"""Where nothing can go, the background looks again after so long."""
+
+
+class _Kept(NamedTuple):
+    """A cache payload on disk, as its rows have it."""
+
+    used_ns: int
+    entry: Entry
+
+
+class DiskSpace:
+    """Which cache payloads lie on disk, and who of them goes first."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parameters = parts.parameters
+        self._table = parts.table
+        self._pages = parts.pages
+        self._namespaces = parts.namespaces
+        self._residents = parts.residents
+        self._prefixes = parts.prefixes
+        self._heat = parts.heat
+        self._timers = parts.timers
+        self._clock = parts.clock
+        self._policy: Policy | None = None
+        """The order, once it was needed."""
+        self._entries: dict[PayloadKey, Entry] = {}
+        self._groups: Counter[int] = Counter()
+        """Control groups by number, and how many payloads each has here."""
+        self._making: Completion[None] | None = None
+        self._is_balancing = False
+        self._rest_ns = 0
+        self.lost = 0
+        """Payloads that went for want of room, since boot."""
+        self.on_lose: Callable[[PayloadKey, str], None] = _nobody_loses
+        """Set at assembly: remove the versions of a cache payload."""
+        parts.table.ledger.on_rollback.append(lambda _error: self.start_anew())
+
+    # -- what is told --------------------------------------------------------------------------
+
+    def keep(self, resident: Resident) -> None:
+        """A cache payload lies on disk now, and in RAM as well."""
+        if self._policy is None and self._making is None:
+            return
+        kept = self._kept(resident.key, resident.cube_id)
+        if kept is not None:
+            self._insert(kept.entry)
+
+    def touch(self, key: PayloadKey) -> None:
+        """It was in use until now."""
+        if self._policy is not None:
+            self._policy.touch(key)
+
+    def move(self, key: PayloadKey, group: Group) -> None:
+        """Its cube is in another control group now."""
+        entry = self._entries.get(key)
+        if entry is not None:
+            moved = msgspec.structs.replace(entry, group=group.number)
+            self._enter(moved)
+            if self._policy is not None:
+                self._policy.update(moved)
+
+    def _enter(self, entry: Entry) -> None:
+        self._leave(entry.key)
+        self._entries[entry.key] = entry
+        self._groups[entry.group] += 1
+
+    def _leave(self, key: PayloadKey) -> None:
+        entry = self._entries.pop(key, None)
+        if entry is not None:
+            self._groups[entry.group] -= 1
+            if not self._groups[entry.group]:
+                del self._groups[entry.group]
+
+    def _insert(self, entry: Entry) -> None:
+        self._enter(entry)
+        if self._policy is not None:
+            self._policy.insert(entry)
+
+    def start_anew(self) -> None:
+        """The groups are others, or a commit failed: the order is made of the rows when needed."""
+        self._policy = None
+        self._entries.clear()
+        self._groups.clear()
+
+    # -- making room ---------------------------------------------------------------------------
+
+    async def make_room(self, admission: Admission, need_bytes: int) -> bool:
+        """Return when a write fits; True where that took a wait, over which the world went on.
+
+        Neither the cube that is written gives way to it, nor what it stands on.
+        Errors: EDQUOT, ENOSPC as `Namespaces.check_room`, after all went that may go.
+        """
+        space, name = admission.space, admission.name
+        existing, base = admission.existing, admission.base
+        spared = {
+            existing.id if existing else None,
+            self._prefixes.cube_of(base.key) if base else None,
+        }
+        has_waited = False
+        while True:
+            try:
+                self._namespaces.check_room(space, name, need_bytes, 0 if existing else 1)
+            except MemError as shortage:
+                free_bytes = shortage.detail.get("free_bytes")
+                if free_bytes is None or not self._can_ever_fit(space, name, need_bytes):
+                    raise
+                full = self._namespaces.full_group(space, name, need_bytes)
+                victims = await self._victims(full, spared)
+                reason = "room was needed on disk"
+                if not await self._lose(victims, need_bytes - free_bytes, reason):
+                    raise
+                has_waited = True
+            else:
+                return has_waited
+
+    def _can_ever_fit(self, space: Namespace, name: str, need_bytes: int) -> bool:
+        lineage = self._namespaces.control.group_of(space, name).lineage
+        ceilings = filter(None, (group.limits.disk.max_bytes for group in lineage))
+        return need_bytes <= min([self._namespaces.budget_bytes, *ceilings])
+
+    def balance(self) -> None:
+        """Start background reclaim when the disk tier is above its high watermark."""
+        if self._is_balancing or self._over(self._parameters.disk_high) <= 0:
+            return
+        if self._clock.monotonic_ns() >= self._rest_ns:
+            self._is_balancing = True
+            detach(self._balance())
+
+    def _over(self, share: float) -> int:
+        """Bytes above this share of the budget."""
+        return self._namespaces.used_bytes - int(share * self._namespaces.budget_bytes)
+
+    async def _balance(self) -> None:
+        reason = "the disk tier is above its high watermark"
+        try:
+            while (over := self._over(self._parameters.disk_low)) > 0:
+                if not await self._lose(await self._victims(None, set()), over, reason):
+                    self._rest_ns = self._clock.monotonic_ns() + _REST_NS
+                    return
+        finally:
+            self._is_balancing = False
+
+    async def _lose(self, victims: list[PayloadKey], lack_bytes: int, reason: str) -> bool:
+        """Remove some for good. False where there is none, or that could not be recorded."""
+        freed = 0
+        for key in victims:
+            if freed >= lack_bytes:
+                break
+            freed += self._lose_one(key, reason)
+        if not freed:
+            return False
+        try:
+            # They go with that commit. Should it fail, all is as it was before.
+            await self._table.ledger.durable()
+        except MemError:
+            return False
+        return True
+
+    def _lose_one(self, key: PayloadKey, reason: str) -> int:
+        """Bytes that it took; 0 where its rows are damaged, so that it stays."""
+        self._forget(key)
+        before_bytes = self._namespaces.used_bytes
+        with suppress(MemError):
+            self.on_lose(key, reason)
+            self.lost += 1
+        return before_bytes - self._namespaces.used_bytes
+
+    async def _victims(
+        self, within: Group | None, spared: Collection[bytes | None]
+    ) -> list[PayloadKey]:
+        """A stretch of those that may go, best first; of those that are in RAM as well, none
+        before the others."""
+        policy = await self._order()
+        groups = set(self._groups)
+        if within is not None:
+            groups &= {group.number for group in within.subtree()}
+        found: list[PayloadKey] = []
+        in_ram: list[PayloadKey] = []
+        gone: list[PayloadKey] = []
+        for candidate in heapq.merge(*map(policy.candidates, groups)):
+            if len(found) == _STRETCH:
+                break
+            key = candidate.key
+            resident = self._residents.find(key)
+            if not self._table.is_kept(key):
+                gone.append(key)
+            elif self._prefixes.is_stood_on(key) or self._table.cache_owner(key) in spared:
+                continue
+            elif resident is None:
+                found.append(key)
+            elif not (resident.is_held or resident.is_dirty):
+                in_ram.append(key)
+        for key in gone:
+            self._forget(key)
+        return [*found, *in_ram][:_STRETCH]
+
+    # -- the order -----------------------------------------------------------------------------
+
+    def _forget(self, key: PayloadKey) -> None:
+        assert self._policy is not None
+        self._policy.remove(key)
+        self._leave(key)
+
+    async def _order(self) -> Policy:
+        """Make it, where there is none."""
+        while self._policy is None:
+            if self._making is None:
+                self._making = done = Completion[None]()
+                try:
+                    await self._make()
+                except Exception as error:
+                    self._making = None
+                    done.fail(error)
+                    raise
+                self._making = None
+                done.resolve(None)
+            else:
+                await self._making
+        return self._policy
+
+    async def _make(self) -> None:
+        self.start_anew()
+        found: dict[PayloadKey, _Kept] = {}
+        start: PayloadKey | None = b""
+        while start is not None:
+            rows = list(islice(self._table.scan_kept(start), _STRETCH))
+            for key, cube_id in rows:
+                kept = self._kept(key, cube_id)
+                if kept is not None:
+                    found[key] = kept
+            start = rows[-1][0] + b"\0" if len(rows) == _STRETCH else None
+            await self._next_turn()
+        came = list(self._entries.values())
+        clock = self._clock
+        self._policy = make_policy(self._parameters.policy, lambda: clock.monotonic_ns() / 1e9)
+        for kept in sorted(found.values(), key=lambda each: each.used_ns):
+            self._insert(kept.entry)
+        for entry in came:  # while the rows were read
+            self._insert(entry)
+
+    def _kept(self, key: PayloadKey, cube_id: bytes) -> _Kept | None:
+        """Of a row of `kept`; None where what it names is gone or damaged."""
+        with suppress(MemError):
+            row = self._table.cube_row(cube_id)
+            version = self._version(cube_id, row, key) if row is not None else None
+            if row is None or version is None:
+                return None
+            used_ns = max(version.created_ns, self._heat.behaviour(cube_id).last_access_ns)
+            entry = Entry(
+                key=key,
+                size_bytes=self._pages.charge_bytes(version),
+                group=self._group(row).number,
+                priority=row.priority,
+                parent=self._prefixes.base_of(key),
+            )
+            return _Kept(used_ns, entry)
+        return None
+
+    def _group(self, row: CubeRow) -> Group:
+        """Errors: ECORRUPT."""
+        space = self._namespaces.by_id(row.namespace)
+        return self._namespaces.control.group_of(space, row.name)
+
+    def _version(self, cube_id: bytes, row: CubeRow, key: PayloadKey) -> VersionRow | None:
+        if row.current.payload_id == key:
+            return row.current
+        older = self._table.older_versions(cube_id)
+        return next((version for version in older if version.payload_id == key), None)
+
+    def _next_turn(self) -> Completion[None]:
+        done = Completion[None]()
+        self._timers.after(0, lambda: done.resolve(None))
+        return done
+
+
+def _nobody_loses(key: PayloadKey, reason: str) -> None:
+    raise RuntimeError(f"assembly left on_lose unset: {key.hex()} {reason}")
