@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from libmem.abi.control import GroupTierStat
 from libmem.abi.errors import Errno, MemError
+from memosd.kernel.budget import Budget
 from memosd.kernel.control import Group
 from memosd.kernel.protection import Sums, levels
 
@@ -36,7 +37,7 @@ class TierAccount:
     def __init__(self, tier: str, budget_bytes: int, budget_frames: int = 0) -> None:
         """`budget_frames`: 0 for any number."""
         self.tier = tier
-        self.budget_bytes = budget_bytes
+        self.budget = Budget(budget_bytes)
         self.budget_frames = budget_frames
         self.used_bytes = 0
         self.used_frames = 0
@@ -45,6 +46,10 @@ class TierAccount:
         self._own: dict[int, int] = {}
         self._used: dict[int, int] = {}
         self._tallies: dict[int, _Tally] = {}
+
+    @property
+    def budget_bytes(self) -> int:
+        return self.budget.bytes
 
     def own_by(self, group: Group) -> int:
         return self._own.get(group.number, 0)
@@ -77,13 +82,16 @@ class TierAccount:
 
     def release(self, group: Group, charged_bytes: int) -> None:
         self._book(group, -charged_bytes, -1)
+        self.budget.follow(self.used_bytes)
 
     def shrink(self, group: Group, bytes_less: int) -> None:
         """A charged frame got smaller."""
         self._book(group, -bytes_less, 0)
+        self.budget.follow(self.used_bytes)
 
     def move(self, old: Group, new: Group, charged_bytes: int) -> None:
         """Charge a frame to another group. Errors: EDQUOT; then nothing moved."""
+        # Not given back: a budget that is to fall stays until it can fall for good.
         self._book(old, -charged_bytes, 0)
         full = self._full(new, charged_bytes)
         self._book(old if full else new, charged_bytes, 0)
@@ -127,7 +135,7 @@ class TierAccount:
     def can_ever_fit(self, group: Group, need_bytes: int) -> bool:
         """Were everything else out of the way."""
         ceilings = [each.of(self.tier).max_bytes for each in group.lineage]
-        return need_bytes <= min([self.budget_bytes, *filter(None, ceilings)])
+        return need_bytes <= min([self.budget.target_bytes, *filter(None, ceilings)])
 
     def full_group(self, group: Group, need_bytes: int) -> Group | None:
         """The first group, from this one upwards, whose `max` a charge would exceed."""

@@ -197,7 +197,8 @@ class Fills:
         storing.add(key)
         await self._parts.turns.enter(fill.group, fill.frame.size_bytes)
         try:
-            return await pages.store(key, fill.frame, manifest, coding)
+            with self._parts.pressure.waiting("disk"):
+                return await pages.store(key, fill.frame, manifest, coding)
         finally:
             self._parts.turns.leave()
             storing.discard(key)

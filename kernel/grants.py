@@ -201,7 +201,7 @@ class Grants:
 
     def _check_budget(self, space: Namespace, tier: str, wanted: TierLimits) -> None:
         """What is promised to all namespaces is there. Errors: EDQUOT."""
-        budgets = {account.tier: account.budget_bytes for account in self.accounts}
+        budgets = {account.tier: account.budget.configured_bytes for account in self.accounts}
         budgets["disk"] = self._namespaces.budget_bytes
         if not wanted.min_bytes or tier not in budgets:
             return

@@ -32,7 +32,7 @@ class Heat:
         self._warm: dict[bytes, HeatRow] = {}
         self._dirty: set[bytes] = set()
         self.recent: deque[tuple[bytes, Decision]] = deque(maxlen=_RECENT_DECISIONS)
-        """(cube id, decision), oldest first, over all cubes since boot."""
+        """(cube id, decision), oldest first, over all cubes since boot; no id: it concerns all."""
         self.faults = 0
         self.evictions = 0
 
@@ -91,6 +91,10 @@ class Heat:
         row = self._touched(cube_id)
         row.decisions = (*row.decisions[1 - _DECISIONS_PER_CUBE :], decision)
         self.recent.append((cube_id, decision))
+
+    def decide_for_all(self, action: str, reason: str, **numbers: float | str) -> None:
+        """Record a decision about no cube in particular; until the daemon's end."""
+        self.recent.append((b"", Decision(self._clock.wall_ns(), action, reason, numbers)))
 
     def forget(self, cube_id: bytes) -> None:
         """The cube is gone."""

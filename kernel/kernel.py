@@ -21,17 +21,19 @@ from memosd.kernel.boot import clear_leftovers, open_format
 from memosd.kernel.cubes import Cubes
 from memosd.kernel.device import Device
 from memosd.kernel.diskspace import DiskSpace
-from memosd.kernel.dispatch import Dispatch
+from memosd.kernel.dispatch import Dispatch, Peer
 from memosd.kernel.embedding import Embedding
 from memosd.kernel.events import Events
 from memosd.kernel.fairqueue import FairQueue
 from memosd.kernel.fills import Fills
+from memosd.kernel.governor import Governor
 from memosd.kernel.grants import Grants
 from memosd.kernel.headers import Headers
 from memosd.kernel.heat import Heat
 from memosd.kernel.indexer import Indexer
 from memosd.kernel.jobs import Jobs
 from memosd.kernel.ledger import Ledger
+from memosd.kernel.machine import Machine
 from memosd.kernel.namespace import Namespaces
 from memosd.kernel.pagefiles import PageFiles
 from memosd.kernel.pager import Pager
@@ -52,6 +54,7 @@ from memosd.kernel.ports import (
     Workers,
 )
 from memosd.kernel.prefixes import Prefixes
+from memosd.kernel.pressure import Pressure
 from memosd.kernel.recall import Recall
 from memosd.kernel.reclaim import Reclaim
 from memosd.kernel.removal import Removal
@@ -101,6 +104,8 @@ class Outside(NamedTuple):
     gate: Gate
     workers: Workers
     device_workers: Workers
+    machine: Machine | None = None
+    """None: the RAM budget stays as it is configured."""
 
 
 class Kernel:
@@ -117,6 +122,7 @@ class Kernel:
         self.disk_space = DiskSpace(parts)
         self.reclaim = Reclaim(parts, WriteBack(parts, self.disk_space), self.disk_space)
         self.pager = Pager(parts, self.reclaim)
+        self.governor = Governor(parts, self.reclaim, outside.machine)
         self.cubes = Cubes(parts)
         self.removal = Removal(parts, self.cubes, self.pager)
         self.salvage = Salvage(parts, self.cubes, self.removal, self.next_turn)
@@ -136,7 +142,6 @@ class Kernel:
         parts.table.log.retain_events = parameters.log_retain_events
         parts.table.log.floor = lambda: self.indexer.indexed_seq
         self.dispatch = Dispatch(self, HANDLERS)
-        self.serve = self.dispatch.serve
         self._booted_ns = parts.clock.monotonic_ns()
 
     def start(self) -> None:
@@ -149,6 +154,7 @@ class Kernel:
         self.grants.start()
         self.indexer.kick()
         self.device.jobs.call_up()  # to load a framework takes seconds
+        self.governor.start()
         parts.timers.every(parts.parameters.heat_flush_ns, self._flush_heat)
         parts.timers.every(parts.parameters.expiry_sweep_ns, self._sweep)
 
@@ -180,6 +186,16 @@ class Kernel:
         return done
 
     # -- the server's side ---------------------------------------------------------------------
+
+    def serve(self, peer: Peer, identity: Identity, frame: bytes) -> None:
+        """Run one request to its first wait. Never raises."""
+        pressure = self.parts.pressure
+        if not pressure.stalled:
+            self.dispatch.serve(peer, identity, frame)
+            return
+        pressure.begin_run()
+        self.dispatch.serve(peer, identity, frame)
+        pressure.end_run()
 
     def turn(self) -> float | None:
         """At the end of every loop turn: what is due, and the group commit.
@@ -284,11 +300,14 @@ class Kernel:
             notices=tuple(self._notices()),
             recall=self.embedding.stat(),
             workers=(*self.jobs.stats(), *self.device.jobs.stats()),
+            machine=self.governor.stat(),
         )
 
     def _tiers(self) -> tuple[TierStat, ...]:
         parts = self.parts
         account = parts.residents.account
+        stalls = parts.pressure.stat
+        some, full = stalls("ram")
         ram = TierStat(
             name="ram",
             budget_bytes=account.budget_bytes,
@@ -296,12 +315,19 @@ class Kernel:
             cubes=len(parts.residents),
             pinned_bytes=parts.residents.held_bytes(),
             dirty_bytes=parts.residents.dirty_bytes(),
+            configured_bytes=account.budget.configured_bytes,
+            some=some,
+            full=full,
         )
+        some, full = stalls("disk")
         disk = TierStat(
             name="disk",
             budget_bytes=parts.namespaces.budget_bytes,
             used_bytes=parts.namespaces.used_bytes,
             cubes=parts.table.count(),
+            configured_bytes=parts.namespaces.budget_bytes,
+            some=some,
+            full=full,
         )
         return (ram, disk, self.device.stat()) if self.device.name else (ram, disk)
 
@@ -312,6 +338,8 @@ class Kernel:
         if self.device.name and self.device.jobs.problem:
             notices.append(f"device {self.device.name}: {self.device.jobs.problem}")
         notices += self.reclaim.notices()
+        if notice := self.governor.notice():
+            notices.append(notice)
         quarantined = len(self.parts.table.quarantined)
         if quarantined:
             notices.append(f"{quarantined} payloads are quarantined; `memctl fsck` names them")
@@ -366,4 +394,5 @@ def _make_parts(parameters: Parameters, outside: Outside) -> Parts:
         turns=FairQueue(parameters.io_threads),
         memory_io=outside.memory_io,
         disk_health=health,
+        pressure=Pressure(outside.clock, timers),
     )

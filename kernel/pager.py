@@ -73,6 +73,7 @@ class Pager:
         self._turns = parts.turns
         self.throttle = Throttle(parts, reclaim)
         self.control = parts.namespaces.control
+        self._pressure = parts.pressure
         self._fills: dict[PayloadKey, _Filling] = {}
         self.above: list[Above] = []
         """Set at assembly."""
@@ -195,7 +196,8 @@ class Pager:
             else:
                 await self._turns.enter(group, frame.size_bytes)
                 try:
-                    await self._pages.load(cube, frame)
+                    with self._pressure.waiting("disk"):
+                        await self._pages.load(cube, frame)
                 finally:
                     self._turns.leave()
         except MemError as error:
@@ -244,7 +246,8 @@ class Pager:
     async def allocate(self, group: Group, size_bytes: int) -> Frame:
         """A fresh writable frame, charged to the control group. Errors: ENOMEM, EDQUOT, EMFILE."""
         charge_bytes = self._ram.charge_bytes(size_bytes)
-        await self.reclaim.make_room(group, charge_bytes)
+        with self._pressure.waiting("ram"):
+            await self.reclaim.make_room(group, charge_bytes)
         self.residents.account.charge(group, charge_bytes)
         try:
             frame = self._ram.allocate(size_bytes)

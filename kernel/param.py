@@ -19,6 +19,8 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
     """... and stops below this one."""
     free_at_once_bytes: int = 64 << 10
     """Giving back so much takes some 10 us, less than having another thread do it."""
+    ram_reserve_bytes: int = 0
+    """Memory left to others: below that the budget falls. 0: it stays as it is."""
     ram_frames: int = 4096
     """One descriptor each; bounded by RLIMIT_NOFILE."""
     disk_budget_bytes: int = 1 << 30

@@ -11,6 +11,7 @@ from memosd.kernel.pagetable import PageTable
 from memosd.kernel.param import Parameters
 from memosd.kernel.ports import Clock, Driver, FrameTier, Io, Tier
 from memosd.kernel.prefixes import Prefixes
+from memosd.kernel.pressure import Pressure
 from memosd.kernel.residents import Residents
 from memosd.kernel.tierhealth import TierHealth
 from memosd.kernel.timers import Timers
@@ -39,3 +40,4 @@ class Parts(NamedTuple):
     """Whoever moves a payload takes one."""
     memory_io: Io
     disk_health: TierHealth
+    pressure: Pressure

@@ -50,6 +50,7 @@ class Reclaim:
         self._memory_io = parts.memory_io
         self._heat = parts.heat
         self._timers = parts.timers
+        self._pressure = parts.pressure
         self._health = parts.disk_health
         self._disk_space = disk_space
         self.writeback = writeback
@@ -110,7 +111,8 @@ class Reclaim:
         fresh = [victim for victim in dirty if victim.key not in stuck]
         if fresh and not is_bypassed:
             started = [spawn(self._clean(each, stuck)) for each in fresh[: self.writeback.depth]]
-            await self._wait(started)
+            with self._pressure.waiting("disk"):
+                await self._wait(started)
             return True
         under_way = [*self.writeback.writing.values(), *self._freeing]
         if under_way and self._health.hanging() is None:
@@ -189,7 +191,8 @@ class Reclaim:
                 self._clean_ahead()
 
     def _mark(self, share: float) -> float:
-        return share * self._residents.account.budget_bytes
+        # Of the target: the budget itself is what is used, while that is too much.
+        return share * self._residents.account.budget.target_bytes
 
     def _clean_ahead(self) -> None:
         if self._parameters.ram_high >= 1 or self._health.is_bypassed:
@@ -229,7 +232,8 @@ class Reclaim:
                 return
             if not batch[0].is_dirty:
                 self._evict_front(batch, over_bytes(), reason)
-                await self._next_turn()
+                if over_bytes() > 0:
+                    await self._next_turn()
             elif self._health.is_bypassed:
                 stuck.update(victim.key for victim in batch if victim.is_dirty)
             else:

@@ -180,8 +180,10 @@ class Residents:
     ) -> Iterator[Resident]:
         """Whom to reclaim for a control group at its ceiling, or for the tier's sake (None), best
         first. `charger`: as for `TierAccount.reclaim_levels`."""
+        seen: set[int] = set()  # a group may stand in several levels
         for groups in self.account.reclaim_levels(root, charger):
-            yield from self.victims(groups)
+            yield from self.victims([group for group in groups if group not in seen])
+            seen.update(groups)
 
     def held_bytes(self) -> int:
         return sum(r.charged_bytes for r in self._by_key.values() if r.is_held)

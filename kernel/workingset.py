@@ -74,7 +74,7 @@ class WorkingSet:
         self._evicted_bytes += resident.charged_bytes
         self._shadows[resident.key] = _Shadow(self._evicted_bytes, resident.used_at)
         self._shadows.move_to_end(resident.key)
-        reach = _REACH * self._account.budget_bytes
+        reach = _REACH * self._account.budget.target_bytes
         while self._shadows:
             oldest = next(iter(self._shadows.values()))
             is_old = self._evicted_bytes - oldest.evicted_bytes > reach
@@ -120,7 +120,7 @@ class WorkingSet:
         return victim.interval_bytes - idle_bytes <= returned.interval_bytes
 
     def _weigh(self, size_bytes: float, *, is_refault: bool) -> None:
-        share = min(1.0, size_bytes / (_WINDOW * self._account.budget_bytes))
+        share = min(1.0, size_bytes / (_WINDOW * self._account.budget.target_bytes))
         self.refault_share += share * (is_refault - self.refault_share)
         if self.refault_share > _THRASH_SHARE:
             self.is_thrashing = True

@@ -98,7 +98,7 @@ class WriteBack:
     @property
     def _is_ram_short(self) -> bool:
         account = self._residents.account
-        return account.used_bytes > self._parameters.ram_high * account.budget_bytes
+        return account.used_bytes > self._parameters.ram_high * account.budget.target_bytes
 
     def _schedule(self, key: PayloadKey, due_ns: int) -> None:
         self._due[key] = due_ns

@@ -28,6 +28,7 @@ from memosd.iopool import IoPool, Wakeup
 from memosd.kernel.kernel import Kernel, Outside
 from memosd.kernel.param import Parameters
 from memosd.kernel.rows import TABLES
+from memosd.machine import SystemMachine
 from memosd.notify import Notifier
 from memosd.server import Server
 from memosd.supervisor import Supervisor
@@ -55,6 +56,7 @@ class Daemon(NamedTuple):
     pools: tuple[IoPool, ...]
     wakeup: Wakeup
     supervisors: tuple[Supervisor, ...]
+    machine: SystemMachine
     store: LmdbStore
     lock_fds: tuple[int, ...]
 
@@ -62,6 +64,7 @@ class Daemon(NamedTuple):
         """Serve until stopped, then close everything in order."""
         self.store.booted()
         self.server.run()
+        self.machine.close()
         for supervisor in self.supervisors:
             supervisor.close()
         for pool in self.pools:
@@ -96,6 +99,7 @@ def boot(config: Config) -> Daemon:
     supervisors = tuple(
         Supervisor(server, command(config)) for command in (_worker_command, _device_command)
     )
+    machine = SystemMachine(server)
     outside = Outside(
         clock=SystemClock(),
         io=io,
@@ -110,12 +114,15 @@ def boot(config: Config) -> Daemon:
         gate=server,
         workers=supervisors[0],
         device_workers=supervisors[1],
+        machine=machine,
     )
     server.kernel = Kernel(_parameters(config, share), outside, f"memosd {version('memosd')}")
     io.run(disk.remove_leftovers)
+    if config.ram.reserve_bytes:
+        machine.arm()
     server.kernel.start()
     pools, locks = (io, index_io, commit_io, memory_io), (data_lock, runtime_lock)
-    return Daemon(server, pools, wakeup, supervisors, store, locks)
+    return Daemon(server, pools, wakeup, supervisors, machine, store, locks)
 
 
 def _drivers(config: Config) -> list[TopHalf]:
@@ -193,6 +200,7 @@ def _parameters(config: Config, share: Descriptors) -> Parameters:
         ram_budget_bytes=config.ram.budget_bytes,
         ram_high=config.ram.high_watermark,
         ram_low=config.ram.low_watermark,
+        ram_reserve_bytes=config.ram.reserve_bytes,
         ram_frames=share.frames,
         disk_budget_bytes=config.disk.budget_bytes,
         disk_high=config.disk.high_watermark,

@@ -19,6 +19,7 @@ from msgspec import Meta, field
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.limits import FRAME_MAX_BYTES, READ_MAX_BYTES
 from libmem.abi.paths import CONTROL_SOCKET, SYSTEM_RUNTIME_DIR, models_dir, user_runtime_dir
+from memosd.machine import machine_memory_bytes
 
 __all__ = [
     "Behaviour",
@@ -37,7 +38,6 @@ __all__ = [
     "check",
     "defaults_for_user",
     "load",
-    "machine_memory_bytes",
 ]
 
 KIB: Final = 1 << 10
@@ -47,9 +47,12 @@ TIB: Final = 1 << 40
 
 _UNITS: Final = {"B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": TIB}
 _SIZE: Final = re.compile(r"(\d{1,15}(?:\.\d{1,15})?) ?(B|KiB|MiB|GiB|TiB|%)", re.ASCII)
-# The only key measured against the machine: the other budgets are promises, not shares.
 _SHARE_KEY: Final = "ram.budget_bytes"
+_RESERVE_KEY: Final = "ram.reserve_bytes"
+# Measured against the machine: the other budgets are promises, not shares.
+_SHARE_KEYS: Final = (_SHARE_KEY, _RESERVE_KEY)
 _DEFAULT_SHARE: Final = 0.25
+_RESERVE_PERCENT: Final = 5
 # sockaddr_un.sun_path holds 108 bytes with its final NUL (unix(7)).
 _SOCKET_PATH_MAX_BYTES: Final = 107
 
@@ -97,6 +100,9 @@ class Ram(_Section, frozen=True, kw_only=True):
     high_watermark: Share = 0.90
     low_watermark: Share = 0.80
     policy: Literal["lru"] = "lru"
+    reserve_bytes: Annotated[int, Meta(ge=0)] = field(
+        default_factory=lambda: machine_memory_bytes() * _RESERVE_PERCENT // 100
+    )
 
 
 class Disk(_Section, frozen=True, kw_only=True):
@@ -276,42 +282,9 @@ def check(config: Config, source: str) -> Config:
             )
     if config.ram.budget_bytes > (most := machine_memory_bytes()):
         raise _invalid(source, _SHARE_KEY, f"must fit this machine's memory of {most} bytes")
+    if config.ram.reserve_bytes >= most:
+        raise _invalid(source, _RESERVE_KEY, f"must be less than this machine's {most} bytes")
     return config
-
-
-def machine_memory_bytes(
-    cgroup_file: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")
-) -> int:
-    """The memory this process may use: the machine's, or less where a cgroup says so.
-
-    Source: cgroups(7): every ancestor's limit binds, so the smallest one counts.
-    """
-    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    try:
-        lines = cgroup_file.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return limits[0]
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            limits += _limits_upwards(mount, path, "memory.max")
-        elif "memory" in controllers.split(","):
-            limits += _limits_upwards(mount / "memory", path, "memory.limit_in_bytes")
-    return min(limits)
-
-
-def _limits_upwards(mount: Path, path: str, name: str) -> list[int]:
-    """The limits in `name` from the cgroup at `path` up to the root of `mount`."""
-    group = Path(path.lstrip("/"))
-    limits = []
-    for folder in (group, *group.parents):
-        try:
-            text = (mount / folder / name).read_text(encoding="ascii").strip()
-        except OSError:
-            continue  # the root has none, and a container may not see its ancestors
-        if text.isdecimal():  # otherwise "max": no limit
-            limits.append(int(text))
-    return limits
 
 
 def _parse(path: Path) -> dict[str, Any]:
@@ -348,8 +321,8 @@ def _read_value(source: str, key: str, value: Any) -> Any:
     number, unit = float(match[1]), match[2]
     if unit != "%":
         return int(number * _UNITS[unit])
-    if key != _SHARE_KEY:
-        raise _invalid(source, key, f"takes no percentage; only {_SHARE_KEY} does")
+    if key not in _SHARE_KEYS:
+        raise _invalid(source, key, f"takes no percentage; only {' and '.join(_SHARE_KEYS)} do")
     if not 0 < number <= 100:
         raise _invalid(source, key, f"{value!r} is not a share of this machine's memory")
     return int(machine_memory_bytes() * number / 100)

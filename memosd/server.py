@@ -75,10 +75,10 @@ class Server:
 
     # -- who else has descriptors to wait for --------------------------------------------------
 
-    def watch(self, fd: int, action: Callable[[], None]) -> None:
-        """Run `action` in the loop whenever the descriptor is readable."""
+    def watch(self, fd: int, action: Callable[[], None], events: int = select.EPOLLIN) -> None:
+        """Run `action` in the loop whenever the descriptor is readable, or what else is asked."""
         self._watched[fd] = action
-        self._epoll.register(fd, select.EPOLLIN)
+        self._epoll.register(fd, events)
 
     def unwatch(self, fd: int) -> None:
         """Before it is closed."""

@@ -124,6 +124,9 @@ def _decisions(context: Context) -> Iterator[tuple[str, Decision]]:
     """Newest first, of the cubes the caller may read; the administrator sees gone ones too."""
     kernel = context.kernel
     for cube_id, decision in reversed(kernel.parts.heat.recent):
+        if not cube_id:
+            yield "/", decision
+            continue
         try:
             row = kernel.parts.table.cube_row(cube_id)
         except MemError:

@@ -217,6 +217,35 @@ class NamespaceStat(Value, frozen=True):
     usage: Usage
 
 
+class StallStat(Value, frozen=True):
+    """How much of the time was lost to waiting, as /proc/pressure shows it."""
+
+    avg10: float = 0.0
+    """Percent of the last 10 s, by an average that decays; then of 60 and of 300 s."""
+    avg60: float = 0.0
+    avg300: float = 0.0
+    total_us: int = 0
+    """Since the daemon was started."""
+
+
+class MachineStat(Value, frozen=True):
+    """The machine's memory, as far as the daemon may use it."""
+
+    total_bytes: int = 0
+    """The machine's; 0: it is not watched."""
+    available_bytes: int = 0
+    """What is left before something has to give, where it is tightest."""
+    reserve_bytes: int = 0
+    """What of it is left to others: below that, the RAM tier gives back."""
+    bound: str = ""
+    """Where it is tightest: `machine`, or a cgroup's limit."""
+    some_avg10: float = 0.0
+    """Linux's own pressure of memory, percent; 0 where it tells none."""
+    full_avg10: float = 0.0
+    is_triggered: bool = False
+    """Does Linux tell of pressure at once? Else it is looked at each second."""
+
+
 class TierStat(Value, frozen=True):
     """One tier's account. `used_bytes` never exceeds `budget_bytes`."""
 
@@ -226,6 +255,12 @@ class TierStat(Value, frozen=True):
     cubes: int
     pinned_bytes: int = 0
     dirty_bytes: int = 0
+    configured_bytes: int = 0
+    """The budget at its full size: `budget_bytes` is less while the machine is short of memory."""
+    some: StallStat = StallStat()
+    """Time in which at least one call waited for memory or I/O of the tier."""
+    full: StallStat = StallStat()
+    """Of it, time in which no other call was served either."""
 
 
 class SessionStat(Value, frozen=True):

@@ -26,7 +26,7 @@ EXPOSURE_MAX_TENTHS = 15
 
 # Both roads and the store, each as memosd uses it.
 ROADS = """
-import fcntl, lmdb, mmap, os, socket, sqlite3, sys, zmq
+import fcntl, lmdb, mmap, os, select, socket, sqlite3, sys, zmq
 home = sys.argv[1]
 context = zmq.Context()
 server, client = context.socket(zmq.ROUTER), context.socket(zmq.DEALER)
@@ -50,6 +50,13 @@ index = sqlite3.connect(f"{home}/index")
 index.execute("CREATE VIRTUAL TABLE words USING fts5(text)")
 index.close()
 context.destroy(linger=0)
+try:
+    trigger = os.open("/proc/pressure/memory", os.O_RDWR | os.O_NONBLOCK)
+except OSError:
+    pass  # not every kernel has it, nor lets everybody
+else:
+    os.write(trigger, b"some 150000 2000000\\0")
+    select.epoll().register(trigger, select.EPOLLPRI)
 print("through")
 """
 

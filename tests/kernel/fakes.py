@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from libmem.abi.errors import Errno, MemError
+from memosd.kernel.machine import Bound, MachineMemory
 from memosd.kernel.session import Session
 from memosd.kernel.wait import Completion
 
-__all__ = ["FakeClock", "FakeGate", "FakeIo", "FakePeer", "FakeWorkers", "Job"]
+__all__ = ["FakeClock", "FakeGate", "FakeIo", "FakeMachine", "FakePeer", "FakeWorkers", "Job"]
 
 T = TypeVar("T")
 SECOND_NS = 1_000_000_000
@@ -106,6 +107,27 @@ class FakeIo:
     def finish_at(self, place: int) -> None:
         """Do and deliver the job at a place in the queue."""
         self.jobs.pop(place).finish()
+
+
+class FakeMachine:
+    """A machine that a test makes short of memory."""
+
+    def __init__(self, total_bytes: int, available_bytes: int) -> None:
+        self.total_bytes = total_bytes
+        self.available_bytes = available_bytes
+        self.groups: tuple[Bound, ...] = ()
+        self.some_total_us = 0
+        self.failure: MemError | None = None
+        self.reads = 0
+        self.is_triggered = False
+        self.on_pressure: Callable[[], None] = lambda: None
+
+    def read(self) -> MachineMemory:
+        self.reads += 1
+        if self.failure is not None:
+            raise self.failure
+        machine = Bound("machine", self.total_bytes, self.available_bytes)
+        return MachineMemory(self.total_bytes, (machine, *self.groups), self.some_total_us)
 
 
 class FakeGate:

@@ -212,7 +212,7 @@ class KernelMachine(RuleBasedStateMachine):
         self.world.gate.close(held.client.session.number, held.handle)
         self.ask(held.client, c.MunmapCube(handle=held.handle))
 
-    @rule(name=names, tier=st.sampled_from(["evict", *TierName]))
+    @rule(name=names, tier=st.sampled_from(["evict", TierName.RAM, TierName.DISK]))
     def place(self, name: str, tier: str) -> None:
         request: c.Call[Any] = c.Evict(name=name)
         if tier != "evict":

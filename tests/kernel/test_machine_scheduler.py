@@ -135,9 +135,9 @@ class SchedulerMachine(KernelMachine):
 
     @rule(share=st.integers(2, 12))
     def the_budget_moves(self, share: int) -> None:
-        """As far down as what is used; background reclaim makes the rest."""
+        """Down to what is used at once, and further as reclaim gives back; or up."""
         account = self.world.kernel.parts.residents.account
-        account.budget_bytes = max(share * 8 * KIB, account.used_bytes)
+        account.budget.aim(share * 8 * KIB, account.used_bytes)
         self.world.kernel.reclaim.balance()
         self.world.settle()
 
@@ -191,7 +191,7 @@ class SchedulerMachine(KernelMachine):
 
     def leave(self) -> None:
         account = self.world.kernel.parts.residents.account
-        account.budget_bytes = max(account.budget_bytes, BUDGETS["ram_budget_bytes"])
+        account.budget.aim(account.budget.configured_bytes, account.used_bytes)
         super().leave()
 
 

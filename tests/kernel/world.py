@@ -34,7 +34,7 @@ from memosd.kernel.rows import TABLES
 from memosd.kernel.session import Session
 from memosd.kernel.wait import Completion, detach
 from tests.kernel.fakeindex import FakeIndex
-from tests.kernel.fakes import FakeClock, FakeGate, FakeIo, FakePeer, FakeWorkers
+from tests.kernel.fakes import FakeClock, FakeGate, FakeIo, FakeMachine, FakePeer, FakeWorkers
 from tests.kernel.invariants import ROW_BYTES, CountedRam, check_at_rest
 
 __all__ = [
@@ -225,11 +225,15 @@ class Client:
 class World:
     """A kernel and its surroundings, which outlive it: `crash` makes the next one over them."""
 
-    def __init__(self, directory: Path, *, is_real: bool = False, **changes: Any) -> None:
+    def __init__(
+        self, directory: Path, *, is_real: bool = False, machine: FakeMachine | None = None,
+        **changes: Any,
+    ) -> None:  # fmt: skip
         self.directory = directory
         self.is_real = is_real
         """LMDB and page files rather than their fakes."""
         self.parameters = parameters(**changes)
+        self.machine = machine
         self.clock = FakeClock()
         self.index = FakeIndex()
         self.plan = FaultPlan()
@@ -265,6 +269,7 @@ class World:
             gate=self.gate,
             workers=self.workers,
             device_workers=self.device_workers,
+            machine=self.machine,
         )
         self.kernel = Kernel(self.parameters, outside, "memosd test")
         self.kernel.start()

@@ -15,8 +15,8 @@ from memosd.config import (
     check,
     defaults_for_user,
     load,
-    machine_memory_bytes,
 )
+from memosd.machine import machine_memory_bytes
 from memosd.tools.models.cache import STAMP
 from memosd.tools.models.catalogue import CATALOGUE
 
@@ -116,8 +116,13 @@ def test_a_misplaced_key_is_refused_with_its_place(
         ("[ram]\nbudget_bytes = 0", "ram.budget_bytes: expected int >= 65536"),
         ("[disk]\nbudget_bytes = 0", "disk.budget_bytes: expected int >= 65536"),
         ("[disk]\ninline_limit_bytes = 65537", "disk.inline_limit_bytes: expected int <= 65536"),
-        ("[disk]\nbudget_bytes = '9 %'", "takes no percentage; only ram.budget_bytes does"),
+        (
+            "[disk]\nbudget_bytes = '9 %'",
+            "takes no percentage; only ram.budget_bytes and ram.reserve_bytes do",
+        ),
         ("[ram]\nbudget_bytes = '101%'", "'101%' is not a share of this machine's memory"),
+        ("[ram]\nreserve_bytes = -1", "ram.reserve_bytes: expected int >= 0"),
+        ("[ram]\nreserve_bytes = '100%'", "ram.reserve_bytes: must be less than this machine's"),
         ("[ram]\nbudget_bytes = '900 TiB'", "must fit this machine's memory"),
         ("[store", "not TOML: Expected ']' at the end of a table declaration"),
     ],

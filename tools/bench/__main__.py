@@ -33,6 +33,7 @@ _BENCHMARKS: Final = {
     "search-scale": ("memosd.tools.bench.search_scale", "a search among 200,000 memories"),
     "fairness": ("memosd.tools.bench.fairness", "what min keeps while another namespace floods"),
     "reclaim": ("memosd.tools.bench.reclaim", "faults and budgets at four times the RAM"),
+    "pressure": ("memosd.tools.bench.pressure", "memory given back when the machine is short"),
     "backlog": ("memosd.tools.bench.backlog", "a write while thousands wait for their vectors"),
 }
 

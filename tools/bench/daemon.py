@@ -35,20 +35,16 @@ class Daemon:
     """One store and the daemon that serves it, which may be stopped and started again."""
 
     def __init__(self, data_dir: Path, meeting_dir: Path, embedder: str, config: str = "") -> None:
-        """`meeting_dir` is short enough for socket names; both exist and are empty. `config`: what
-        its configuration says, as TOML, instead of what a user's daemon runs with."""
+        """`meeting_dir` is short enough for socket names; both exist and are empty."""
         self.embedder = embedder
         """What the next `start` gives it: `none`, `auto`, or a folder."""
+        self.config = config
+        """TOML for the next `start`; empty: what `--user` means."""
         self.data_dir = data_dir
         self.runtime_dir = meeting_dir / "run"
         self._notify_path = meeting_dir / "notify"
         self._log_path = meeting_dir / "log"
         self._process: subprocess.Popen[bytes] | None = None
-        self._source = ["--user"]
-        if config:
-            path = meeting_dir / "memosd.toml"
-            path.write_text(config, encoding="utf-8")
-            self._source = ["--config", str(path)]
 
     @property
     def pid(self) -> int:
@@ -66,7 +62,7 @@ class Daemon:
             before = time.perf_counter()
             with self._log_path.open("ab") as log:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "memosd", *self._source, *self._options()],
+                    [sys.executable, "-m", "memosd", *self._options()],
                     env={**os.environ, "NOTIFY_SOCKET": str(self._notify_path)},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -111,7 +107,12 @@ class Daemon:
 
     def _options(self) -> list[str]:
         directories = ["--data-dir", str(self.data_dir), "--runtime-dir", str(self.runtime_dir)]
-        return [*directories, "--embedder", self.embedder]
+        source = ["--user"]
+        if self.config:
+            file = self._log_path.with_name("memosd.toml")
+            file.write_text(self.config, encoding="utf-8")
+            source = ["--config", str(file)]
+        return [*source, *directories, "--embedder", self.embedder]
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:

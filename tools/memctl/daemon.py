@@ -7,7 +7,15 @@ import typer
 
 from libmem.abi.calls import Info, InfoReply, Sync
 from libmem.abi.errors import Errno
-from libmem.abi.structs import Finding, RecallStat, SessionStat, TierStat, WorkerStat
+from libmem.abi.structs import (
+    Finding,
+    MachineStat,
+    RecallStat,
+    SessionStat,
+    StallStat,
+    TierStat,
+    WorkerStat,
+)
 from memosd.tools.memctl.command import Session, command
 from memosd.tools.memctl.cubes import owner
 from memosd.tools.memctl.output import Column
@@ -19,6 +27,8 @@ __all__ = ["app"]
 app: Final = typer.Typer(rich_help_panel="Daemon")
 
 _BAR_CELLS: Final = 24
+_STALLED_PERCENT: Final = 10.0
+"""Of the last 10 s: above that somebody will have noticed."""
 
 Line = list[tuple[str, str]]
 
@@ -53,12 +63,13 @@ def _lines(info: InfoReply, glyphs: tuple[str, str]) -> list[Line]:
         ("holds", f"{counted(info.cubes, 'cube')} in {counted(info.namespaces, 'namespace')}"),
         ("sessions", str(info.sessions)),
         ("work", ", ".join(counted(number, noun) for number, noun in work)),
-        ("memory", f"{human_bytes(info.rss_bytes)} resident, reclaim by {info.policy}"),
+        ("memory", f"{_memory(info)}, reclaim by {info.policy}"),
         (
             "index",
             f"{info.indexer}, " + (f"{counted(lag, 'event')} behind" if lag else "up to date"),
         ),
     ]
+    facts += [("machine", text) for text in _machine(info.machine)]
     facts += [("recall", text) for text in _recall(info.recall)]
     facts += [("worker", _worker(each)) for each in info.workers]
     lines: list[Line] = [[(f"{title:<9} ", "dim"), (printable(text), "")] for title, text in facts]
@@ -67,6 +78,34 @@ def _lines(info: InfoReply, glyphs: tuple[str, str]) -> list[Line]:
         lines += _tier_lines(tier, glyphs)
     lines += [[("notice    ", "bold red"), (printable(text), "red")] for text in info.notices]
     return lines
+
+
+def _memory(info: InfoReply) -> str:
+    """What the processes take beside the tiers; the index lies within the daemon."""
+    text = f"{human_bytes(info.rss_bytes)} resident"
+    if info.workers:
+        workers_bytes = sum(each.rss_bytes for each in info.workers)
+        text += f" and {human_bytes(workers_bytes)} in {counted(len(info.workers), 'worker')}"
+    return text
+
+
+def _machine(stat: MachineStat) -> Iterator[str]:
+    """What is left of the machine's memory; nothing where nobody watches it."""
+    if stat.total_bytes:
+        watch = "told of pressure" if stat.is_triggered else "looked at each second"
+        yield (
+            f"{human_bytes(stat.available_bytes)} available ({stat.bound}), "
+            f"{human_bytes(stat.reserve_bytes)} in reserve, {watch}"
+        )
+    if stat.some_avg10 or stat.full_avg10:
+        yield f"stalls: some avg10={stat.some_avg10:.2f} full avg10={stat.full_avg10:.2f}"
+
+
+def _stalls(kind: str, stat: StallStat) -> Line:
+    """As a line of /proc/pressure."""
+    averages = f"avg10={stat.avg10:.2f} avg60={stat.avg60:.2f} avg300={stat.avg300:.2f}"
+    style = "yellow" if stat.avg10 >= _STALLED_PERCENT else "dim"
+    return [(f"{' ' * 10}{kind} {averages} total={stat.total_us}", style)]
 
 
 def _recall(stat: RecallStat) -> Iterator[str]:
@@ -98,9 +137,13 @@ def _tier_lines(tier: TierStat, glyphs: tuple[str, str]) -> list[Line]:
         detail.append(f"{human_bytes(tier.dirty_bytes)} not yet on disk")
     bar = [(glyphs[0] * full, style), (glyphs[1] * (_BAR_CELLS - full), "dim")]
     amounts = f"{human_bytes(tier.used_bytes)} of {human_bytes(tier.budget_bytes)}"
+    if tier.budget_bytes < tier.configured_bytes:
+        amounts += f", {human_bytes(tier.configured_bytes)} when the machine has room"
     return [
         [(f"{tier.name:<9} ", "bold"), *bar, (f" {share:4.0%}  {amounts}", "")],
         [(" " * 10 + ", ".join(detail), "dim")],
+        _stalls("some", tier.some),
+        _stalls("full", tier.full),
     ]
 
 

@@ -3,7 +3,15 @@
 import msgspec
 
 from libmem.abi.calls.base import Call, Done
-from libmem.abi.structs import Decision, RecallStat, SessionStat, TierStat, Value, WorkerStat
+from libmem.abi.structs import (
+    Decision,
+    MachineStat,
+    RecallStat,
+    SessionStat,
+    TierStat,
+    Value,
+    WorkerStat,
+)
 
 __all__ = [
     "Batch",
@@ -67,6 +75,7 @@ class InfoReply(Value, frozen=True):
     """What the administrator should know: quarantined cubes, a rebuilding index, ..."""
     recall: RecallStat = RecallStat()
     workers: tuple[WorkerStat, ...] = ()
+    machine: MachineStat = MachineStat()
 
 
 class Info(Call[InfoReply], frozen=True):
@@ -79,7 +88,7 @@ class Sync(Call[Done], frozen=True):
 
 class LogReply(Value, frozen=True):
     decisions: tuple[tuple[str, Decision], ...]
-    """(cube name, decision), newest first."""
+    """(cube name, decision), newest first; `/`: it concerns all cubes."""
 
 
 class Log(Call[LogReply], frozen=True):

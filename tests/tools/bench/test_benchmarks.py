@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from libmem.abi.errors import MemError
-from memosd.tools.bench import boot, fairness, mapping, put, reclaim, rpc, scale
+from memosd.tools.bench import boot, fairness, mapping, pressure, put, reclaim, rpc, scale
 from memosd.tools.bench.report import Report
 
 pytestmark = pytest.mark.slow
@@ -95,6 +95,26 @@ def test_boot(tmp_path: Path) -> None:
     found = _checked(report, {"import_ms": "≤ 80", "ready_s": "≤ 1"})
     assert {"import_floor_ms", "interpreter_s"} <= set(found)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_pressure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pressure, "_PATIENCE_S", 2.0)
+    plan = pressure.Plan(budget_mib=64, slack_mib=16, cube_mib=4)
+    report = pressure.measure(plan, tmp_path)
+    found = {each.field: each.value for each in report.rows}
+    assert {each.field: str(each.bar) for each in report.rows if each.bar} == {
+        "back_s": "≤ 2", "errors": "≤ 0", "deaths": "≤ 0",
+    }  # fmt: skip
+    assert (found["errors"], found["deaths"]) == (0, 0)
+    assert 4 <= found["least_budget_mib"] <= 64
+    assert found["lowest_mib"] + found["under_line_mib"] >= found["line_mib"] - 1
+    assert 0 < found["regained_share"] <= 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pressure_needs_memory(tmp_path: Path) -> None:
+    with pytest.raises(MemError, match="too little memory"):
+        pressure.measure(pressure.Plan(budget_mib=1 << 30, slack_mib=1), tmp_path)
 
 
 def test_a_broken_interpreter_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,10 +24,12 @@ from libmem.abi.calls import (
 from libmem.abi.errors import Errno
 from libmem.abi.structs import (
     Finding,
+    MachineStat,
     NamespaceStat,
     Quota,
     RecallStat,
     SessionStat,
+    StallStat,
     TierStat,
     Usage,
     WorkerStat,
@@ -110,6 +112,22 @@ def test_status_says_why_there_are_no_vectors(memctl: Memctl) -> None:
     assert "worker" not in out
 
 
+def test_status_shows_pressure_and_what_the_machine_has_left(memctl: Memctl) -> None:
+    some, full = StallStat(12.5, 3.25, 0.5, 1_234_567), StallStat(1, 0, 0, 9)
+    ram = TierStat("ram", 64 << 20, 64 << 20, 7, configured_bytes=100 << 20, some=some, full=full)
+    machine = MachineStat(8 << 30, 2 << 30, 1 << 30, "memory.high of a", 4.5, 2.0)
+    out = memctl("status", answers={Info: make_info(tiers=(ram,), machine=machine)}).out
+    assert "100%  64.0 MiB of 64.0 MiB, 100.0 MiB when the machine has room" in out
+    assert "some avg10=12.50 avg60=3.25 avg300=0.50 total=1234567" in out
+    assert "full avg10=1.00 avg60=0.00 avg300=0.00 total=9" in out
+    assert "2.0 GiB available (memory.high of a), 1.0 GiB in reserve, looked at each second" in out
+    assert "stalls: some avg10=4.50 full avg10=2.00" in out
+    worker = WorkerStat(pid=9, state="idle", jobs=0, rss_bytes=300 << 20, restarts=0)
+    out = memctl("status", answers={Info: make_info(workers=(worker,))}).out
+    assert "40.0 MiB resident and 300.0 MiB in 1 worker, reclaim by lru" in out
+    assert "machine " not in out, "nobody watches it"
+
+
 def test_status_for_programs(memctl: Memctl) -> None:
     (info,) = memctl("status", "--json", answers={Info: make_info()}).lines
     assert info["tiers"][0]["used_bytes"] == 50 << 20
@@ -120,7 +138,7 @@ def test_status_for_programs(memctl: Memctl) -> None:
     ("used_bytes", "cells"), [(0, 0), (1, 1), (500, 12), (999, 24), (1000, 24), (2000, 24)]
 )
 def test_a_bar_is_empty_only_when_nothing_is_used(used_bytes: int, cells: int) -> None:
-    (_, full, rest, _), _ = _tier_lines(TierStat("ram", 1000, used_bytes, 1), ("#", "."))
+    (_, full, rest, _), *_ = _tier_lines(TierStat("ram", 1000, used_bytes, 1), ("#", "."))
     assert full[0] == "#" * cells
     assert len(full[0] + rest[0]) == 24
 
