@@ -22,6 +22,7 @@ from memosd.kernel.cubes import Admission
 from memosd.kernel.namespace import Namespace
 from memosd.kernel.parts import Parts
 from memosd.kernel.policies.policy import Entry, Policy
+from memosd.kernel.policies.guarded import Guarded
 from memosd.kernel.policies.table import make_policy
 from memosd.kernel.ports import PayloadKey
 from memosd.kernel.residents import Resident
@@ -56,6 +57,7 @@ class DiskSpace:
         self._heat = parts.heat
         self._timers = parts.timers
         self._clock = parts.clock
+        self._policy_faults = parts.policy_faults
         self._policy: Policy | None = None
         """The order, once it was needed."""
         self._entries: dict[PayloadKey, Entry] = {}
@@ -267,7 +269,12 @@ class DiskSpace:
             await self._next_turn()
         came = list(self._entries.values())
         clock = self._clock
-        self._policy = make_policy(self._parameters.policy, lambda: clock.monotonic_ns() / 1e9)
+
+        def now_s() -> float:
+            return clock.monotonic_ns() / 1e9
+
+        policy = make_policy(self._parameters.policy, now_s)
+        self._policy = Guarded(policy, now_s, self._policy_faults.append)
         for kept in sorted(found.values(), key=lambda each: each.used_ns):
             self._insert(kept.entry)
         for entry in came:  # while the rows were read

@@ -40,7 +40,7 @@ from memosd.kernel.pager import Pager
 from memosd.kernel.pagetable import PageTable
 from memosd.kernel.param import Parameters
 from memosd.kernel.parts import Parts
-from memosd.kernel.policies.policy import Policy
+from memosd.kernel.policies.guarded import Guarded
 from memosd.kernel.policies.table import make_policy
 from memosd.kernel.ports import (
     Clock,
@@ -340,6 +340,7 @@ class Kernel:
         notices += self.reclaim.notices()
         if notice := self.governor.notice():
             notices.append(notice)
+        notices.extend(self.parts.policy_faults)
         quarantined = len(self.parts.table.quarantined)
         if quarantined:
             notices.append(f"{quarantined} payloads are quarantined; `memctl fsck` names them")
@@ -372,9 +373,13 @@ def _make_parts(parameters: Parameters, outside: Outside) -> Parts:
     on_device = TierAccount("device", parameters.device_budget_bytes, parameters.ram_frames)
     health = TierHealth("disk", outside.clock)
     disk = WatchedTier(outside.disk, health)
+    policy_faults: list[str] = []
 
-    def policy() -> Policy:
-        return make_policy(parameters.policy, lambda: outside.clock.monotonic_ns() / 1e9)
+    def clock() -> float:
+        return outside.clock.monotonic_ns() / 1e9
+
+    def policy() -> Guarded:
+        return Guarded(make_policy(parameters.policy, clock), clock, policy_faults.append)
 
     return Parts(
         parameters=parameters,
@@ -395,4 +400,5 @@ def _make_parts(parameters: Parameters, outside: Outside) -> Parts:
         memory_io=outside.memory_io,
         disk_health=health,
         pressure=Pressure(outside.clock, timers),
+        policy_faults=policy_faults,
     )

@@ -41,3 +41,5 @@ class Parts(NamedTuple):
     memory_io: Io
     disk_health: TierHealth
     pressure: Pressure
+    policy_faults: list[str]
+    """Why reclaim policies were replaced, for people."""

@@ -99,7 +99,7 @@ class Ram(_Section, frozen=True, kw_only=True):
     )
     high_watermark: Share = 0.90
     low_watermark: Share = 0.80
-    policy: Literal["lru"] = "lru"
+    policy: Literal["default", "lru", "lfu", "sieve", "gdsf"] = "default"
     reserve_bytes: Annotated[int, Meta(ge=0)] = field(
         default_factory=lambda: machine_memory_bytes() * _RESERVE_PERCENT // 100
     )

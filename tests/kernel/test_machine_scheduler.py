@@ -33,6 +33,7 @@ BUDGETS: dict[str, Any] = {
     "disk_low": 0.8,
     "writeback_delay_ns": SECOND_NS,
     "free_at_once_bytes": 4 * KIB,
+    "policy": "default",
 }
 LOSSES = {
     "could not be written back while RAM was short",

@@ -3,6 +3,7 @@
 import os
 import tomllib
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
@@ -11,11 +12,13 @@ from memosd.config import (
     _EMBEDDER,
     Config,
     Models,
+    Ram,
     Workers,
     check,
     defaults_for_user,
     load,
 )
+from memosd.kernel.policies.table import POLICIES
 from memosd.machine import machine_memory_bytes
 from memosd.tools.models.cache import STAMP
 from memosd.tools.models.catalogue import CATALOGUE
@@ -254,3 +257,7 @@ def test_workers_share_half_of_the_processors(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("os.sched_getaffinity", lambda _pid: set(range(8)))
     assert [Workers(count=n).threads_of_each for n in (1, 2, 3, 4, 9)] == [4, 2, 1, 1, 1]
     assert Workers(threads=6).threads_of_each == 6
+
+
+def test_every_policy_of_the_kernel_can_be_configured() -> None:
+    assert get_args(get_type_hints(Ram)["policy"]) == tuple(POLICIES)

@@ -35,6 +35,7 @@ _BENCHMARKS: Final = {
     "reclaim": ("memosd.tools.bench.reclaim", "faults and budgets at four times the RAM"),
     "pressure": ("memosd.tools.bench.pressure", "memory given back when the machine is short"),
     "backlog": ("memosd.tools.bench.backlog", "a write while thousands wait for their vectors"),
+    "policy": ("memosd.tools.bench.policy", "what reclaim policies hit of a trace, and how fast"),
 }
 
 
@@ -99,6 +100,17 @@ def _parser() -> argparse.ArgumentParser:
         help="recall: conversations with questions, in the JSON of LoCoMo; it needs them",
     )
     parser.add_argument(
+        "--trace",
+        metavar="FILE",
+        help="policy: recorded accesses, or synthetic:NAME; without it all synthetic ones",
+    )
+    parser.add_argument(
+        "--capacity",
+        type=_shares,
+        metavar="SHARES",
+        help="policy: of the trace's distinct blocks, such as 0.05,0.10,0.25",
+    )
+    parser.add_argument(
         "--dir",
         type=Path,
         default=Path("/var/tmp"),
@@ -112,6 +124,13 @@ def _count(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
     return number
+
+
+def _shares(text: str) -> tuple[str, ...]:
+    shares = tuple(text.split(","))
+    if not all(0 < float(share) <= 1 for share in shares):
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, not {text}")
+    return shares
 
 
 def _run(
@@ -138,6 +157,12 @@ def _measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         plan = dataclasses.replace(plan, cubes=options.cubes)
     if name == "recall":
         plan = dataclasses.replace(plan, data=options.data)
+    if name == "policy":
+        plan = dataclasses.replace(
+            plan,
+            trace=options.trace or plan.trace,
+            capacities=options.capacity or plan.capacities,
+        )
     machine = Machine.here(options.dir)
     print(f"memos-bench: {name} ...", file=sys.stderr, flush=True)
     report = module.measure(plan, options.dir)

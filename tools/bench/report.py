@@ -130,11 +130,12 @@ def _file_system(directory: Path) -> str:
 
 
 def to_json(report: Report, machine: Machine) -> dict[str, Any]:
-    """The fields at the top level, beside them their bars and spreads under the same names."""
+    """The fields at the top level, beside them their bars and spreads under the same names. A field
+    `a.0.5.b` is `b` of `0.5` of `a`."""
     barred = [each for each in report.rows if each.bar is not None]
     return {
         "benchmark": report.benchmark,
-        **{each.field: _rounded(each.value) for each in report.rows},
+        **_nested(report.rows),
         "is_met": report.is_met,
         "bars": {each.field: {"bar": str(each.bar), "is_met": each.is_met} for each in barred},
         "spread": {
@@ -145,6 +146,21 @@ def to_json(report: Report, machine: Machine) -> dict[str, Any]:
         "notes": list(report.notes),
         "machine": machine._asdict(),
     }
+
+
+def _nested(rows: tuple[Row, ...]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for each in rows:
+        first, *between = each.field.split(".")
+        last = between.pop() if between else ""
+        if not last:
+            nested[first] = _rounded(each.value)
+            continue
+        inner = nested.setdefault(first, {})
+        if between:
+            inner = inner.setdefault(".".join(between), {})
+        inner[last] = _rounded(each.value)
+    return nested
 
 
 def print_table(report: Report, machine: Machine, out: TextIO) -> None:

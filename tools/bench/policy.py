@@ -1,0 +1,112 @@
+"""`policy`: what the kernel's own policies hit of a trace, against LRU and the optimum.
+
+The trace is a file (`--trace`), or one of those of `synthetic.py` (`--trace synthetic:NAME`; `all`
+for each of them). Capacities are shares of the bytes of its distinct blocks. A decision is one call
+that a policy answers or learns from: of a tier of so many entries, in turn, a touch, a touch, the
+first candidate, its eviction, and an insertion.
+"""
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from libmem.abi.errors import Errno, MemError
+from memosd.kernel.policies.policy import Clock, Entry, Policy
+from memosd.kernel.policies.table import POLICIES
+from memosd.tools.bench.replay import belady_hits, replay_hits
+from memosd.tools.bench.report import Bar, Report, Row, at_least, row
+from memosd.tools.bench.synthetic import SYNTHETIC
+from memosd.tools.bench.traces import Request, block_key, read_trace
+
+__all__ = ["FULL", "QUICK", "Plan", "measure"]
+
+_PREFIX: Final = "synthetic:"
+_BARS: Final = {0.05: at_least(1.12), 0.10: at_least(1.05), 0.25: at_least(1.0)}
+"""Of the conversation trace, which is what a file is taken for."""
+_NEVER_BELOW: Final = at_least(0.98)
+_RATE_BAR: Final = at_least(100_000)
+
+
+@dataclass(frozen=True)
+class Plan:
+    trace: str = _PREFIX + "all"
+    capacities: tuple[str, ...] = ("0.05", "0.10", "0.25")
+    """As they are to be named."""
+    entries: int = 1_000_000
+    """In the tier while decisions are timed."""
+    decisions: int = 500_000
+
+
+FULL = Plan()
+QUICK = Plan(entries=50_000, decisions=100_000)
+
+
+def measure(plan: Plan, directory: Path) -> Report:
+    """Replay, and time decisions. Errors: ENOENT, EINVAL (the trace)."""
+    del directory  # nothing is stored
+    rows: list[Row] = []
+    for name, requests, bars in _traces(plan.trace):
+        for capacity in plan.capacities:
+            bar = bars.get(float(capacity), _NEVER_BELOW)
+            rows.extend(_replayed(name, requests, capacity, bar))
+    for name, make in POLICIES.items():
+        rate = _decisions_per_s(make, plan)
+        rate_bar = _RATE_BAR if name == "default" else None
+        rows.append(row(f"decisions_per_s.{name}", rate, f"{plan.entries:,} entries", rate_bar))
+    rows.sort(key=lambda each: each.bar is None)
+    return Report("policy", tuple(rows), _NOTES)
+
+
+_NOTES: Final = (
+    "hits: blocks that are there and before which all of their request are, of all asked for",
+    "belady: evicts what is used latest, the deepest first, and keeps nothing that is not used "
+    "again; the optimum for blocks of one size",
+    "a decision: one touch, first candidate, eviction or insertion, in the ratio 2:1:1:1; seconds "
+    "of processor time",
+)
+
+
+def _traces(name: str) -> list[tuple[str, Sequence[Request], dict[float, Bar]]]:
+    """Prefix of the fields, requests, bars."""
+    if not name.startswith(_PREFIX):
+        return [("", read_trace(Path(name)), _BARS)]
+    wanted = name.removeprefix(_PREFIX)
+    if wanted != "all":
+        if wanted not in SYNTHETIC:
+            known = ", ".join(SYNTHETIC)
+            raise MemError(Errno.EINVAL, f"no synthetic trace {wanted!r}; there are {known}")
+        return [("", SYNTHETIC[wanted](), {})]
+    return [(f"{each}.", make(), {}) for each, make in SYNTHETIC.items()]
+
+
+def _replayed(name: str, requests: Sequence[Request], capacity: str, bar: Bar) -> list[Row]:
+    sizes = {entry.key: entry.size_bytes for request in requests for entry in request.blocks}
+    room_bytes = max(1, int(float(capacity) * sum(sizes.values())))
+    hits = {each: replay_hits(make, requests, room_bytes) for each, make in POLICIES.items()}
+    hits["belady"] = belady_hits(requests, room_bytes)
+    rows = [row(f"{name}hits.{capacity}.{each}", value) for each, value in hits.items()]
+    against = hits["default"] / hits["lru"] if hits["lru"] else 1.0
+    rows.append(row(f"{name}against_lru.{capacity}.default", against, "default / lru", bar))
+    return rows
+
+
+def _decisions_per_s(make: Callable[[Clock], Policy], plan: Plan) -> float:
+    policy = make(time.monotonic)
+    spread = random.Random(1)
+    keys = [block_key(number) for number in range(plan.entries)]
+    for number, key in enumerate(keys):
+        parent = keys[number - 1] if number % 8 else b""
+        policy.insert(Entry(key, 1 << 16, parent=parent, priority=50))
+    rounds = plan.decisions // 5
+    fresh = [Entry(block_key(-1 - number), 1 << 16) for number in range(rounds)]
+    used = [spread.choice(keys) for _ in range(2 * rounds)]
+    begun = time.process_time()
+    for number, entry in enumerate(fresh):
+        policy.touch(used[2 * number])
+        policy.touch(used[2 * number + 1])
+        policy.evict(next(policy.candidates(0)).key)
+        policy.insert(entry)
+    return 5 * rounds / (time.process_time() - begun)
