@@ -6,9 +6,10 @@ from libmem.abi.errors import MemError
 from libmem.abi.structs import Governance, Stat, TierName
 from memosd.kernel.pagetable import Cube
 from memosd.kernel.parts import Parts
+from memosd.kernel.ports import PayloadKey
 from memosd.kernel.rows import CubeRow
 
-__all__ = ["describe"]
+__all__ = ["describe", "places"]
 
 
 def describe(parts: Parts, cube: Cube, may_read: Callable[[CubeRow], bool]) -> Stat:
@@ -30,7 +31,7 @@ def describe(parts: Parts, cube: Cube, may_read: Callable[[CubeRow], bool]) -> S
         Governance(row.mode, row.uid, row.gid, row.expires_ns, row.priority, row.sensitivity),
         parts.heat.behaviour(cube.id),
         row.durability,
-        _tiers(parts, cube),
+        places(parts, cube.key),
         parents=tuple(_parent_name(parts, parent, may_read) for parent in version.parents),
         attributes=version.attributes,
         pins=resident.pins if resident else 0,
@@ -40,11 +41,11 @@ def describe(parts: Parts, cube: Cube, may_read: Callable[[CubeRow], bool]) -> S
     )
 
 
-def _tiers(parts: Parts, cube: Cube) -> tuple[str, ...]:
-    """Fastest first."""
-    on_device = (TierName.DEVICE,) if parts.on_device.find(cube.key) else ()
-    in_ram = (TierName.RAM,) if parts.residents.find(cube.key) else ()
-    on_disk = () if cube.key in parts.table.volatile else (TierName.DISK,)
+def places(parts: Parts, key: PayloadKey) -> tuple[str, ...]:
+    """The tiers that hold a payload, fastest first."""
+    on_device = (TierName.DEVICE,) if parts.on_device.find(key) else ()
+    in_ram = (TierName.RAM,) if parts.residents.find(key) else ()
+    on_disk = () if key in parts.table.volatile else (TierName.DISK,)
     return (*on_device, *in_ram, *on_disk)
 
 

@@ -21,9 +21,8 @@ from memosd.kernel.control import Group
 from memosd.kernel.cubes import Admission
 from memosd.kernel.namespace import Namespace
 from memosd.kernel.parts import Parts
+from memosd.kernel.policies.guarded import make_guarded
 from memosd.kernel.policies.policy import Entry, Policy
-from memosd.kernel.policies.guarded import Guarded
-from memosd.kernel.policies.table import make_policy
 from memosd.kernel.ports import PayloadKey
 from memosd.kernel.residents import Resident
 from memosd.kernel.rows import CubeRow, VersionRow
@@ -273,8 +272,7 @@ class DiskSpace:
         def now_s() -> float:
             return clock.monotonic_ns() / 1e9
 
-        policy = make_policy(self._parameters.policy, now_s)
-        self._policy = Guarded(policy, now_s, self._policy_faults.append)
+        self._policy = make_guarded(self._parameters.policy, now_s, self._policy_faults, "disk")
         for kept in sorted(found.values(), key=lambda each: each.used_ns):
             self._insert(kept.entry)
         for entry in came:  # while the rows were read

@@ -10,6 +10,7 @@ from itertools import islice
 from typing import Final
 
 from libmem.abi.structs import Behaviour, Decision
+from memosd.kernel.hotness import Hotness
 from memosd.kernel.ledger import Ledger
 from memosd.kernel.ports import Clock
 from memosd.kernel.rows import HeatRow, decode_row, encode_row
@@ -33,6 +34,7 @@ class Heat:
         self._dirty: set[bytes] = set()
         self.recent: deque[tuple[bytes, Decision]] = deque(maxlen=_RECENT_DECISIONS)
         """(cube id, decision), oldest first, over all cubes since boot; no id: it concerns all."""
+        self.hotness = Hotness(clock)
         self.faults = 0
         self.evictions = 0
 
@@ -70,11 +72,13 @@ class Heat:
     def count_read(self, cube_id: bytes) -> None:
         row = self._touched(cube_id)
         row.reads += 1
+        self.hotness.count(cube_id)
         row.last_access_ns = self._clock.wall_ns()
 
     def count_map(self, cube_id: bytes) -> None:
         row = self._touched(cube_id)
         row.maps += 1
+        self.hotness.count(cube_id)
         row.last_access_ns = self._clock.wall_ns()
 
     def count_fault(self, cube_id: bytes) -> None:
@@ -98,6 +102,7 @@ class Heat:
 
     def forget(self, cube_id: bytes) -> None:
         """The cube is gone."""
+        self.hotness.forget(cube_id)
         self._warm.pop(cube_id, None)
         self._dirty.discard(cube_id)
 

@@ -5,7 +5,7 @@ indexing, clearing up after a crash) and ends in order. The server calls `serve`
 `turn` and `stop`, all on one thread.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -30,6 +30,8 @@ from memosd.kernel.governor import Governor
 from memosd.kernel.grants import Grants
 from memosd.kernel.headers import Headers
 from memosd.kernel.heat import Heat
+from memosd.kernel.holdings import Holdings
+from memosd.kernel.incumbent import Incumbent
 from memosd.kernel.indexer import Indexer
 from memosd.kernel.jobs import Jobs
 from memosd.kernel.ledger import Ledger
@@ -37,11 +39,11 @@ from memosd.kernel.machine import Machine
 from memosd.kernel.namespace import Namespaces
 from memosd.kernel.pagefiles import PageFiles
 from memosd.kernel.pager import Pager
-from memosd.kernel.pagetable import PageTable
+from memosd.kernel.pagetable import Cube, PageTable
 from memosd.kernel.param import Parameters
 from memosd.kernel.parts import Parts
-from memosd.kernel.policies.guarded import Guarded
-from memosd.kernel.policies.table import make_policy
+from memosd.kernel.policies.guarded import Guarded, make_guarded
+from memosd.kernel.policies.policy import Entry
 from memosd.kernel.ports import (
     Clock,
     Driver,
@@ -53,6 +55,7 @@ from memosd.kernel.ports import (
     Tier,
     Workers,
 )
+from memosd.kernel.prefetch import Prefetch
 from memosd.kernel.prefixes import Prefixes
 from memosd.kernel.pressure import Pressure
 from memosd.kernel.recall import Recall
@@ -64,6 +67,7 @@ from memosd.kernel.session import Session, Sessions
 from memosd.kernel.syscalls.table import HANDLERS
 from memosd.kernel.tierhealth import TierHealth, WatchedTier
 from memosd.kernel.timers import Timers
+from memosd.kernel.trace import Trace, Traces
 from memosd.kernel.wait import Completion, detach
 from memosd.kernel.writeback import WriteBack
 
@@ -104,6 +108,7 @@ class Outside(NamedTuple):
     gate: Gate
     workers: Workers
     device_workers: Workers
+    traces: Traces
     machine: Machine | None = None
     """None: the RAM budget stays as it is configured."""
 
@@ -123,6 +128,13 @@ class Kernel:
         self.reclaim = Reclaim(parts, WriteBack(parts, self.disk_space), self.disk_space)
         self.pager = Pager(parts, self.reclaim)
         self.governor = Governor(parts, self.reclaim, outside.machine)
+        self.prefetch = Prefetch(parts, self.pager)
+        self.prefetch.object_to = self._objection
+        self.pager.on_idle = self.prefetch.pump
+        self.holdings = Holdings(parameters, parts.residents, parts.clock)
+        self.incumbent = Incumbent(parts)
+        self.trace = Trace(parts, outside.traces)
+        self.trace.on_switch = self._record_accesses
         self.cubes = Cubes(parts)
         self.removal = Removal(parts, self.cubes, self.pager)
         self.salvage = Salvage(parts, self.cubes, self.removal, self.next_turn)
@@ -164,6 +176,16 @@ class Kernel:
         except MemError as error:
             # fsck reports it; the daemon must boot with a damaged row as with any other.
             _log.warning("a lost payload keeps its rows", payload=key.hex(), error=str(error))
+
+    def _objection(self, cube: Cube, _need_bytes: int) -> str:
+        """Why a hint for it is not followed, or empty."""
+        space = self.parts.namespaces.by_id(cube.row.namespace)
+        if self.pager.is_refused(cube, space):
+            return "RAM thrashes: others are needed sooner"
+        return ""
+
+    def _record_accesses(self, record: Callable[[str, Entry], None] | None) -> None:
+        self.pager.on_access = record
 
     def _flush_heat(self) -> None:
         if self.parts.heat.write_back():
@@ -260,8 +282,10 @@ class Kernel:
         """Refuse new calls, write back, commit, close the index. The server stops afterwards."""
         self.is_stopping = True
         self.events.close()
+        self.prefetch.close()
         workers_gone = self.jobs.close(), self.device.jobs.close()
         await self.dispatch.idle()
+        await self.trace.stop()
         try:
             await self.reclaim.writeback.store_all()
         except MemError as error:
@@ -301,6 +325,7 @@ class Kernel:
             recall=self.embedding.stat(),
             workers=(*self.jobs.stats(), *self.device.jobs.stats()),
             machine=self.governor.stat(),
+            reclaim=self.incumbent.stat(),
         )
 
     def _tiers(self) -> tuple[TierStat, ...]:
@@ -340,7 +365,9 @@ class Kernel:
         notices += self.reclaim.notices()
         if notice := self.governor.notice():
             notices.append(notice)
-        notices.extend(self.parts.policy_faults)
+        notices.extend(self.parts.policy_faults.values())
+        if self.trace.problem:
+            notices.append(self.trace.problem)
         quarantined = len(self.parts.table.quarantined)
         if quarantined:
             notices.append(f"{quarantined} payloads are quarantined; `memctl fsck` names them")
@@ -373,13 +400,13 @@ def _make_parts(parameters: Parameters, outside: Outside) -> Parts:
     on_device = TierAccount("device", parameters.device_budget_bytes, parameters.ram_frames)
     health = TierHealth("disk", outside.clock)
     disk = WatchedTier(outside.disk, health)
-    policy_faults: list[str] = []
+    policy_faults: dict[str, str] = {}
 
     def clock() -> float:
         return outside.clock.monotonic_ns() / 1e9
 
-    def policy() -> Guarded:
-        return Guarded(make_policy(parameters.policy, clock), clock, policy_faults.append)
+    def policy(tier: str) -> Guarded:
+        return make_guarded(parameters.policy, clock, policy_faults, tier)
 
     return Parts(
         parameters=parameters,
@@ -393,8 +420,8 @@ def _make_parts(parameters: Parameters, outside: Outside) -> Parts:
         pages=PageFiles(table, (outside.ram, disk), outside.io, outside.drivers),
         prefixes=Prefixes(ledger, outside.store, table),
         namespaces=Namespaces(ledger, outside.store, parameters.disk_budget_bytes),
-        residents=Residents(account, policy()),
-        on_device=Residents(on_device, policy()),
+        residents=Residents(account, policy("ram")),
+        on_device=Residents(on_device, policy("device")),
         heat=Heat(ledger, outside.clock),
         turns=FairQueue(parameters.io_threads),
         memory_io=outside.memory_io,

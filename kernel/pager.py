@@ -6,7 +6,7 @@ one fill. After the wait the world is looked at again: an unlink during the fill
 that does not match its digest is quarantined and never served. Kernel thread only.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
 from libmem.abi.errors import Errno, MemError
@@ -15,6 +15,7 @@ from memosd.kernel.control import Group
 from memosd.kernel.namespace import Namespace
 from memosd.kernel.pagetable import Cube
 from memosd.kernel.parts import Parts
+from memosd.kernel.policies.policy import Entry
 from memosd.kernel.ports import Frame, PayloadKey
 from memosd.kernel.reclaim import Reclaim
 from memosd.kernel.residents import Resident, Residents
@@ -70,60 +71,84 @@ class Pager:
         self._memory_io = parts.memory_io
         self._heat = parts.heat
         self._prefixes = parts.prefixes
+        self._clock = parts.clock
         self._turns = parts.turns
         self.throttle = Throttle(parts, reclaim)
+        self._namespaces = parts.namespaces
         self.control = parts.namespaces.control
         self._pressure = parts.pressure
         self._fills: dict[PayloadKey, _Filling] = {}
         self.above: list[Above] = []
         """Set at assembly."""
+        self.on_idle: Callable[[], None] = _nothing
+        """Set at assembly: called when no fill is under way any more."""
+        self.on_access: Callable[[str, Entry], None] | None = None
+        """Told of every use, insert and remove while accesses are recorded (`trace.py`)."""
         self._table.ledger.on_rollback.append(self._on_rollback)
 
     # -- faults --------------------------------------------------------------------------------
 
     async def fault(self, cube: Cube, space: Namespace) -> Resident:
+        """As `bring_in`, for somebody who uses it now."""
+        is_hit = self.residents.find(cube.key) is not None
+        self.residents.hits += is_hit
+        resident = await self.bring_in(cube, space)
+        self.residents.policy.touch(cube.key)
+        self.reclaim.working_set.note_use(resident)
+        # Who is used again while it is there has earned its place.
+        resident.is_passing &= not is_hit
+        if self.on_access is not None:
+            self.on_access("use", resident.entry())
+        return resident
+
+    async def bring_in(self, cube: Cube, space: Namespace) -> Resident:
         """The resident of this payload, filled where absent. Hold it before the next await.
 
         Errors: ENOMEM, EDQUOT (no room), ENOENT (unlinked meanwhile), ECORRUPT, EIO, EMFILE.
         """
         self.check_quarantine(cube)
-        is_hit = True
         while (resident := self.residents.find(cube.key)) is None:
-            is_hit = False
             running = self._fills.get(cube.key)
             # Then look again: whoever waited for it before us may have evicted it.
             if running is None:
                 await self._fill(cube, space)
             else:
                 await running.done
-        self.residents.policy.touch(cube.key)
-        self.reclaim.working_set.note_use(resident)
-        # Who is used again while it is there has earned its place.
-        resident.is_passing &= not is_hit
         return resident
+
+    @property
+    def is_filling(self) -> bool:
+        """Is anything on its way into RAM?"""
+        return bool(self._fills)
 
     async def _fill(self, cube: Cube, space: Namespace) -> None:
         filling = self._fills[cube.key] = _Filling(
             cube.id, self.control.group_of(space, cube.row.name)
         )
         try:
-            await self._bring_in(cube, filling)
+            await self._load_into(cube, filling)
         except BaseException as error:
             del self._fills[cube.key]
             filling.done.fail(error)
             raise
-        del self._fills[cube.key]
-        filling.done.resolve(None)
+        else:
+            del self._fills[cube.key]
+            filling.done.resolve(None)
+        finally:
+            if not self._fills:
+                self.on_idle()
 
-    async def _bring_in(self, cube: Cube, filling: _Filling) -> None:
+    async def _load_into(self, cube: Cube, filling: _Filling) -> None:
         charge_bytes = self._ram.charge_bytes(cube.version.size_bytes)
         is_passing = self.reclaim.refuses(cube.key, filling.group, charge_bytes)
         frame = await self._allocate_for(filling, cube.version.size_bytes)
+        start_ns = self._clock.monotonic_ns()
         try:
             await self._load(cube, frame, filling.group)
         except MemError:
             self.give_back(filling.group, frame)
             raise
+        load_ns = self._clock.monotonic_ns() - start_ns
         self._heat.count_fault(cube.id)
         self._heat.decide(
             cube.id,
@@ -132,11 +157,12 @@ class Pager:
             version=cube.version.version,
             size_bytes=frame.size_bytes,
             used_bytes=self.residents.account.used_bytes,
+            load_ms=load_ns / 1e6,
         )
         resident = Resident(cube.id, cube.key, frame, filling.group)
         resident.priority = cube.row.priority
         resident.is_passing = is_passing
-        self.adopt(resident)
+        self.adopt(resident, is_new=False)
         working_set = self.reclaim.working_set
         working_set.admit(resident, working_set.returned(cube.key, charge_bytes))
         if is_passing:
@@ -160,7 +186,8 @@ class Pager:
     async def read_past(self, cube: Cube, end_bytes: int) -> bytes:
         """The first bytes of a payload from disk, verified. Errors: ENOENT, ECORRUPT, EIO."""
         version = cube.version
-        self.reclaim.working_set.refuse(cube.key, self._ram.charge_bytes(version.size_bytes))
+        charge_bytes = self._ram.charge_bytes(version.size_bytes)
+        self.reclaim.working_set.refuse(cube.key, charge_bytes)
         self._heat.decide(cube.id, "refuse", "RAM thrashes: read from disk without a frame")
         try:
             payload = await self._io.run(
@@ -172,7 +199,18 @@ class Pager:
                 raise self.quarantine(cube, error) from None
             raise
         self._require_row(cube)
+        self._tell_of_use_past(cube, charge_bytes)
         return payload
+
+    def _tell_of_use_past(self, cube: Cube, charge_bytes: int) -> None:
+        if self.on_access is None:
+            return
+        space = self._namespaces.by_id(cube.row.namespace)
+        group = self.control.group_of(space, cube.row.name)
+        parent = self.base_of(cube.key)
+        self.on_access(
+            "use", Entry(cube.key, charge_bytes, group.number, cube.row.priority, parent)
+        )
 
     # -- fills ---------------------------------------------------------------------------------
 
@@ -262,12 +300,15 @@ class Pager:
         """Free a frame that never became resident."""
         self.reclaim.free(group, frame, self._ram.charge_bytes(frame.size_bytes))
 
-    def adopt(self, resident: Resident) -> None:
-        """Make a sealed, charged frame resident."""
+    def adopt(self, resident: Resident, *, is_new: bool = True) -> None:
+        """Make a sealed, charged frame resident. `is_new`: the payload was just made."""
         resident.charged_bytes = self._ram.charge_bytes(resident.frame.size_bytes)
         resident.parent = self.base_of(resident.key)
         self._ram.adopt(resident.key, resident.frame)
+        resident.since_ns = self._clock.wall_ns()
         self.residents.add(resident)
+        if is_new and self.on_access is not None:
+            self.on_access("insert", resident.entry())
 
     def base_of(self, key: PayloadKey) -> PayloadKey:
         """The payload that this one stands on; empty: none."""
@@ -282,6 +323,8 @@ class Pager:
         """
         for tier in self.above:
             tier.forget(key)
+        if self.on_access is not None:
+            self.on_access("remove", Entry(key, 0))
         resident = self.residents.find(key)
         if resident is None or resident.is_orphan:
             return
@@ -325,3 +368,7 @@ class Pager:
         for resident in self.residents:
             if not self._table.has_payload(resident.key):
                 self.forget(resident.key)
+
+
+def _nothing() -> None:
+    """Nobody waits for quiet."""

@@ -42,6 +42,11 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
     sessions_per_uid: int = 512
     handles_per_session: int = 4096
     pins_per_session: int = 1024
+    pins_per_session_bytes: int = 0
+    """0: none but the user's share."""
+    pin_share_per_uid: float = 1.0
+    """Of the RAM budget."""
+    prefetches_per_session: int = 64
     watches_per_session: int = 8
     namespaces_per_uid: int = 256
 

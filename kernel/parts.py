@@ -41,5 +41,5 @@ class Parts(NamedTuple):
     memory_io: Io
     disk_health: TierHealth
     pressure: Pressure
-    policy_faults: list[str]
+    policy_faults: dict[str, str]
     """Why reclaim policies were replaced, for people."""

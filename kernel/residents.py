@@ -28,6 +28,7 @@ class Resident:
         "frame",
         "group",
         "interval_bytes",
+        "is_cold",
         "is_orphan",
         "is_passing",
         "is_sequential",
@@ -37,6 +38,7 @@ class Resident:
         "parent",
         "pins",
         "priority",
+        "since_ns",
         "stores",
         "used_at",
     )
@@ -64,8 +66,13 @@ class Resident:
         self.is_orphan = False
         """Unlinked; goes with its last holder."""
         self.is_sequential = False
+        """Whoever lets go of it is done with it."""
+        self.is_cold = False
+        """As `is_sequential`, for those who hold it now."""
         self.is_passing = False
         """Admitted because it had to be mapped; the first to go again."""
+        self.since_ns = 0
+        """Came into RAM then, by the wall clock."""
         self.used_at = 0
         """When it was used last, in bytes used (`workingset.py`)."""
         self.interval_bytes = 0
@@ -100,6 +107,8 @@ class Residents:
     def __init__(self, account: TierAccount, policy: Policy) -> None:
         self.account = account
         self.policy = policy
+        self.hits = 0
+        """Uses that found the payload in RAM."""
         self._by_key: dict[PayloadKey, Resident] = {}
 
     def __len__(self) -> int:
@@ -145,8 +154,24 @@ class Residents:
         if kind == "stores" or resident.is_used or resident.is_orphan:
             return
         self.policy.release(resident.key)
-        if resident.is_sequential or resident.is_passing:
+        if resident.is_sequential or resident.is_passing or resident.is_cold:
+            resident.is_cold = False
             self.policy.cool(resident.key)
+
+    def cool(self, resident: Resident) -> None:
+        """It is not expected to be used again, once whoever holds it now has let go."""
+        resident.is_cold = resident.is_used
+        self.policy.cool(resident.key)
+
+    def switch(self, policy: Policy) -> None:
+        """Put another policy in charge: it learns of all, those first who would have gone first."""
+        order = {each.key: each for each in self.victims(self.account.groups())}
+        order.update({each.key: each for each in self if not each.is_orphan})
+        for resident in order.values():
+            policy.insert(resident.entry())
+            if resident.is_used:
+                policy.hold(resident.key)
+        self.policy = policy
 
     def reprioritise(self, key: PayloadKey, priority: int) -> None:
         resident = self._by_key.get(key)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from libmem.abi.calls import (
+    AdviseCube,
     Batch,
     Call,
     HelloReply,
@@ -229,7 +230,11 @@ def checked_timeout(timeout_s: float) -> float:
 
 def deadline_of(step: Step, patience_s: float) -> float:
     """When to stop waiting, on time.monotonic(). A long poll's own wait comes on top."""
-    wait_s = step.timeout_ms / 1000 if type(step) is Watch else 0.0
+    wait_s = 0.0
+    if type(step) is Watch:
+        wait_s = step.timeout_ms / 1000
+    elif type(step) is AdviseCube and step.wait:
+        wait_s = step.deadline_ns / 1e9
     return time.monotonic() + patience_s + wait_s
 
 

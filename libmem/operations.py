@@ -196,10 +196,17 @@ class Operations:
         self._connection.pins.add(pin)
         return pin
 
-    @steps
-    def advise(self, name: str, advice: Advice | str) -> Steps[None]:
-        """Tell how the cube will be used; a hint."""
-        yield c.AdviseCube(name=name, advice=cast("Advice", advice))
+    @one_call
+    def advise(
+        self, name: str, advice: Advice | str, *, deadline_s: float = 0.0, wait: bool = False
+    ) -> c.Call[c.AdviseReply]:
+        """Tell how the cube will be used; a hint, and what became of it.
+
+        `willneed` is carried out later, unless `deadline_s` from now pass first (0: none); with
+        `wait` the reply comes when that is decided, which other threads of this client wait for.
+        """
+        deadline_ns = max(1, int(deadline_s * 1e9)) if deadline_s else 0
+        return c.AdviseCube(name, cast("Advice", advice), deadline_ns, wait)
 
     @steps
     def evict(self, name: str) -> Steps[int]:
@@ -244,6 +251,16 @@ class Operations:
         return reply.decisions
 
     @one_call
+    def hottest(self, limit: int = 10) -> c.Call[c.HottestReply]:
+        """The cubes that are used most just now."""
+        return c.Hottest(limit)
+
+    @one_call
+    def set_policy(self, name: str) -> c.Call[c.PolicyStat]:
+        """Put another reclaim policy in charge; for the administrator."""
+        return c.SetPolicy(name)
+
+    @one_call
     def info(self) -> c.Call[c.InfoReply]:
         """The daemon's state: tiers, budgets, sessions, counters."""
         return c.Info()
@@ -255,6 +272,17 @@ class Operations:
         while True:
             reply: c.ListSessionsReply = yield c.ListSessions(after)
             yield Items(reply.sessions)
+            after = reply.next_after
+            if not after:
+                return
+
+    @pages
+    def pins(self) -> Pages[c.PinStat]:
+        """The pins of one's own user; to the administrator all of them."""
+        after = 0
+        while True:
+            reply: c.ListPinsReply = yield c.ListPins(after)
+            yield Items(reply.pins)
             after = reply.next_after
             if not after:
                 return

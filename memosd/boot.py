@@ -23,6 +23,7 @@ from memosd.drivers.store import LmdbStore
 from memosd.drivers.table import DRIVERS, TopHalf
 from memosd.drivers.tiers.disk import DiskTier
 from memosd.drivers.tiers.ram import RamTier
+from memosd.drivers.tracefile import TraceFolder
 from memosd.fdroad import check_runtime_dir
 from memosd.iopool import IoPool, Wakeup
 from memosd.kernel.kernel import Kernel, Outside
@@ -114,6 +115,7 @@ def boot(config: Config) -> Daemon:
         gate=server,
         workers=supervisors[0],
         device_workers=supervisors[1],
+        traces=TraceFolder(config.store.data_dir / "traces"),
         machine=machine,
     )
     server.kernel = Kernel(_parameters(config, share), outside, f"memosd {version('memosd')}")
@@ -214,6 +216,9 @@ def _parameters(config: Config, share: Descriptors) -> Parameters:
         sessions_per_uid=limits.sessions_per_uid,
         handles_per_session=limits.handles_per_session,
         pins_per_session=limits.pins_per_session,
+        pins_per_session_bytes=limits.pins_per_session_bytes,
+        pin_share_per_uid=limits.pin_share_per_uid,
+        prefetches_per_session=limits.prefetches_per_session,
         watches_per_session=limits.watches_per_session,
         namespaces_per_uid=limits.namespaces_per_uid,
         anyone_makes_namespaces=namespaces.create == "anyone",

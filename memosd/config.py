@@ -167,6 +167,9 @@ class Limits(_Section, frozen=True, kw_only=True):
     sessions_per_uid: Count = 512
     handles_per_session: Count = 4096
     pins_per_session: Count = 1024
+    pins_per_session_bytes: Quota = 0
+    pin_share_per_uid: Share = 0.5
+    prefetches_per_session: Count = 64
     watches_per_session: Count = 8
     call_by_value_bytes: Annotated[int, Meta(ge=KIB, le=min(READ_MAX_BYTES, FRAME_MAX_BYTES))] = MIB
     namespaces_per_uid: Count = 256

@@ -10,9 +10,10 @@ import structlog
 
 from memosd.kernel.policies.lru import Lru
 from memosd.kernel.policies.policy import Candidate, Clock, Entry, Policy
+from memosd.kernel.policies.table import make_policy
 from memosd.kernel.ports import PayloadKey
 
-__all__ = ["Guarded"]
+__all__ = ["Guarded", "make_guarded"]
 
 _log = structlog.get_logger("memosd.kernel")
 
@@ -119,3 +120,12 @@ class Guarded:
     def _forget(self, key: PayloadKey) -> None:
         self._entries.pop(key, None)
         self._held.discard(key)
+
+
+def make_guarded(name: str, clock: Clock, faults: dict[str, str], tier: str) -> Guarded:
+    """A policy by its name. Should it fail, `faults` tells that of its tier. Errors: EINVAL."""
+
+    def note(why: str) -> None:
+        faults[tier] = why
+
+    return Guarded(make_policy(name, clock), clock, note)

@@ -1,23 +1,21 @@
-"""Handlers about where payloads are: mapping, pinning, hints, eviction, migration, explanation."""
+"""Handlers about where payloads are: mapping, pinning, eviction, migration."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple
 
 from libmem.abi import calls as c
 from libmem.abi.errors import Errno, MemError
-from libmem.abi.structs import Advice, CubeType, TierName
-from memosd.kernel.access import WRITE, allows
+from libmem.abi.structs import CubeType, TierName
+from memosd.kernel.access import WRITE
 from memosd.kernel.device import DeviceFrame
 from memosd.kernel.dispatch import Context
+from memosd.kernel.holdings import Holding
 from memosd.kernel.namespace import Namespace
 from memosd.kernel.pagetable import Cube
 from memosd.kernel.residents import Resident
-from memosd.kernel.wait import detach
 
 __all__ = [
-    "sys_advise_cube",
     "sys_evict",
-    "sys_explain",
     "sys_migrate_cube",
     "sys_mmap_cube",
     "sys_munmap_cube",
@@ -66,8 +64,11 @@ async def _held(context: Context, name: str, wish: _Wish, check: Callable[[Cube]
     tier = _tier(context, wish.tier)
     kernel.sessions.check_room(context.session, kind)
     parts: list[tuple[Cube, Resident]] = []
+    holding: Holding | None = None
 
     def release() -> None:
+        if holding is not None:
+            kernel.holdings.drop(holding)
         while parts:
             tier.release(parts.pop()[1], f"{kind}s")
 
@@ -75,6 +76,9 @@ async def _held(context: Context, name: str, wish: _Wish, check: Callable[[Cube]
         while True:
             cube, _ = kernel.cubes.open(context.who, name)
             check(cube)
+            if kind == "pin":
+                charge_bytes = kernel.parts.ram.charge_bytes(cube.version.size_bytes)
+                kernel.holdings.check_pin(context.session, cube.key, charge_bytes)
             await _hold(context, tier, cube, kind, parts)
             if wish.is_whole and cube.row.type is CubeType.ACTIVATION:
                 await _hold_bases(context, tier, cube, kind, parts)
@@ -82,12 +86,14 @@ async def _held(context: Context, name: str, wish: _Wish, check: Callable[[Cube]
             if kernel.cubes.open(context.who, name)[0].key == cube.key:
                 break
             release()
+        holding = Holding(context.session, kind, cube.id)
+        kernel.holdings.add(holding, tuple(resident for _, resident in parts))
     except BaseException:
         release()
         raise
     held = list(parts)
-    number = context.grant(kind, held[0][1], release)
-    return _Held(cube, held, number)
+    holding.handle = context.grant(kind, held[0][1], release)
+    return _Held(cube, held, holding.handle)
 
 
 async def _hold(
@@ -186,40 +192,6 @@ def sys_unpin_cube(context: Context, request: c.UnpinCube) -> c.Done:
     return c.Done()
 
 
-def sys_advise_cube(context: Context, request: c.AdviseCube) -> c.Done:
-    kernel = context.kernel
-    cube, space = kernel.cubes.open(context.who, request.name)
-    resident = kernel.parts.residents.find(cube.key)
-    if request.advice is Advice.WILLNEED:
-        detach(_prefetch(context, cube, space))
-    elif resident is not None:
-        resident.is_sequential = request.advice is Advice.SEQUENTIAL
-        if request.advice is not Advice.SEQUENTIAL:
-            kernel.parts.residents.policy.cool(cube.key)
-        if request.advice is Advice.DONTNEED and _may_evict(context, cube, resident):
-            kernel.reclaim.evict(resident, "advised: dontneed")
-    return c.Done()
-
-
-def _may_evict(context: Context, cube: Cube, resident: Resident) -> bool:
-    """Now, by this caller: who may only read does not take it from the others' reach."""
-    row = cube.row
-    may_write = allows(context.who, (row.uid, row.gid), row.mode, WRITE)
-    return may_write and not resident.is_held and not resident.is_dirty
-
-
-async def _prefetch(context: Context, cube: Cube, space: Namespace) -> None:
-    heat = context.kernel.parts.heat
-    if context.kernel.pager.is_refused(cube, space):
-        heat.decide(cube.id, "prefetch refused", "RAM thrashes: others are needed sooner")
-        return
-    try:
-        await _bring_in(context, cube, space)
-    except MemError as error:
-        # A hint fails without a word to the caller, but `explain` tells.
-        heat.decide(cube.id, "prefetch failed", str(error))
-
-
 async def _bring_in(context: Context, cube: Cube, space: Namespace) -> None:
     """Fault a cube in, with what it stands on."""
     kernel = context.kernel
@@ -279,32 +251,3 @@ def _take_from_device(context: Context, cube: Cube, reason: str) -> None:
     if resident.is_held:
         raise MemError(Errno.EBUSY, "mapped on the device", cube=cube.row.name, maps=resident.maps)
     device.evict(resident, reason)
-
-
-def sys_explain(context: Context, request: c.Explain) -> c.ExplainReply:
-    kernel = context.kernel
-    cube, _ = kernel.cubes.open(context.who, request.name)
-    resident = kernel.parts.residents.find(cube.key)
-    return c.ExplainReply(
-        stat=context.describe(cube),
-        residency=_residency(context, cube, resident),
-        decisions=kernel.parts.heat.row(cube.id).decisions,
-    )
-
-
-def _residency(context: Context, cube: Cube, resident: Resident | None) -> str:
-    """One line for people."""
-    form = context.kernel.parts.table.stored_form(cube.key)
-    shown = f" as {form.form}, error {form.error:.4f}" if form is not None else ""
-    if resident is None:
-        place = "in the table" if cube.version.is_inline else "in a page file"
-        return f"on disk, {place}{shown}; the next map or pin reads and verifies it"
-    state = "dirty, to be written back" if resident.is_dirty else f"clean, also on disk{shown}"
-    if resident.pins or resident.maps:
-        holders = f"{_counted(resident.pins, 'pin')} and {_counted(resident.maps, 'mapping')}"
-        return f"in RAM ({state}); held by {holders}"
-    return f"in RAM ({state}); evictable, priority {resident.priority}"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -13,7 +13,6 @@ from libmem.abi.limits import BATCH_MAX_CALLS, FRAME_MAX_BYTES, PAGE_BYTES
 from libmem.abi.structs import Decision, SessionStat
 from libmem.abi.wire import Fault, encode
 from memosd.kernel.dispatch import Context
-from memosd.kernel.residents import Resident
 from memosd.kernel.session import Session
 
 __all__ = [
@@ -71,14 +70,13 @@ def sys_list_sessions(context: Context, request: c.ListSessions) -> c.ListSessio
     ]
     page = left[: request.limit]
     return c.ListSessionsReply(
-        sessions=tuple(map(_session_stat, page)),
+        sessions=tuple(_session_stat(context, session) for session in page),
         next_after=page[-1].number if len(left) > len(page) else 0,
     )
 
 
-def _session_stat(session: Session) -> SessionStat:
+def _session_stat(context: Context, session: Session) -> SessionStat:
     handles = Counter(handle.kind for handle in session.handles.values())
-    pinned = {handle.subject for handle in session.handles.values() if handle.kind == "pin"}
     return SessionStat(
         number=session.number,
         uid=session.identity.uid,
@@ -90,7 +88,7 @@ def _session_stat(session: Session) -> SessionStat:
         pins=handles["pin"],
         maps=handles["map"],
         fills=handles["fill"],
-        pinned_bytes=sum(each.charged_bytes for each in pinned if isinstance(each, Resident)),
+        pinned_bytes=context.kernel.holdings.pinned_bytes(session),
         calls=session.in_flight,
     )
 
@@ -121,7 +119,10 @@ def sys_log(context: Context, request: c.Log) -> c.LogReply:
 
 
 def _decisions(context: Context) -> Iterator[tuple[str, Decision]]:
-    """Newest first, of the cubes the caller may read; the administrator sees gone ones too."""
+    """Newest first, of the cubes the caller may read; the administrator sees gone ones too.
+
+    Those about the daemon as a whole have no name, and are for everybody.
+    """
     kernel = context.kernel
     for cube_id, decision in reversed(kernel.parts.heat.recent):
         if not cube_id:

@@ -153,7 +153,8 @@ SYSCALLS: Final[tuple[Syscall, ...]] = (
     ),
     Syscall(
         14, "pin_cube", c.PinCube, c.PinReply, Access.READ, (*_FAULT, E.ECANCELED),
-        "Bring a cube into RAM and keep it there until unpinned or the session ends.",
+        "Bring a cube into RAM and keep it there until unpinned or the session ends; pins have"
+        " ceilings for each session and user (EDQUOT).",
         blocks=True,
     ),
     Syscall(
@@ -161,8 +162,9 @@ SYSCALLS: Final[tuple[Syscall, ...]] = (
         "Let go of a pin.",
     ),
     Syscall(
-        16, "advise_cube", c.AdviseCube, c.Done, Access.READ, (*_NAME, E.ECORRUPT),
-        "Tell how the cube will be used; a hint, which never fails for lack of memory.",
+        16, "advise_cube", c.AdviseCube, c.AdviseReply, Access.READ, (*_NAME, E.ECORRUPT),
+        "Tell how the cube will be used; a hint, whose refusal is an answer and no error.",
+        blocks=True,
     ),
     Syscall(
         17, "evict", c.Evict, c.EvictReply, Access.WRITE,
@@ -276,9 +278,29 @@ SYSCALLS: Final[tuple[Syscall, ...]] = (
         "Limits and use of a control group, or of all in a subtree that the caller may enter.",
     ),
     Syscall(
+        38, "set_policy", c.SetPolicy, c.PolicyStat, Access.ADMIN, (E.EPERM, E.EINVAL),
+        "Put another reclaim policy in charge of RAM until the daemon stops; `info` shows it.",
+        is_mutation=True,
+    ),
+    Syscall(
+        39, "set_trace", c.SetTrace, c.TraceStat, Access.ADMIN,
+        (E.EPERM, E.EINVAL, E.EEXIST, E.EBUSY, E.ENOSPC),
+        "Record every access of the RAM tier to a file in the data directory, stop that, or tell"
+        " how it stands.",
+        blocks=True, is_mutation=True,
+    ),
+    Syscall(
         42, "map_job", c.MapJob, c.MapJobReply, Access.WORKER,
         (E.EPERM, E.EBADF, E.EMFILE, E.ECANCELED),
         "Hand a worker the memory that it is to copy a payload from, and to.",
+    ),
+    Syscall(
+        44, "hottest", c.Hottest, c.HottestReply, Access.SESSION, (E.EINVAL,),
+        "The cubes that are used most just now, of those the caller may read.",
+    ),
+    Syscall(
+        45, "list_pins", c.ListPins, c.ListPinsReply, Access.SESSION, (E.EINVAL,),
+        "The pins of the caller's user, for the administrator of all: who, what, since when.",
     ),
 )  # fmt: skip
 

@@ -165,7 +165,10 @@ def test_a_quota_holds_in_every_way_to_exceed_it(client: libmem.Client) -> None:
 @pytest.fixture
 def small(idle: Daemon) -> Iterator[libmem.Client]:
     """A client of a daemon with 1 MiB of RAM and 2 MiB of disk."""
-    idle.config = '[ram]\nbudget_bytes = "1 MiB"\n[disk]\nbudget_bytes = "2 MiB"\n'
+    idle.config = (
+        '[ram]\nbudget_bytes = "1 MiB"\n[disk]\nbudget_bytes = "2 MiB"\n'
+        "[limits]\npin_share_per_uid = 1.0\n"
+    )
     idle.start()
     with idle.connect() as client:
         client.make_namespace("/t")
@@ -182,7 +185,11 @@ def test_the_ram_budget_is_never_exceeded(small: libmem.Client) -> None:
     with small.pin("/t/b"), pytest.raises(MemError) as full:
         small.map("/t/a")
     assert full.value.errno is Errno.ENOMEM
-    assert full.value.detail == {"need_bytes": 600 * KIB, "free_bytes": 424 * KIB}
+    assert full.value.detail == {
+        "need_bytes": 600 * KIB,
+        "free_bytes": 424 * KIB,
+        "pinned_bytes": 600 * KIB,
+    }
     with small.map("/t/a") as mapping:
         assert bytes(mapping) == bytes(600 * KIB)
         assert tier(small.info(), "ram").used_bytes <= MIB

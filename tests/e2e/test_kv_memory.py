@@ -177,7 +177,7 @@ with attach(model, client) as attached:
 
 
 def test_no_ram_is_left(idle: Daemon) -> None:
-    idle.config = "[ram]\nbudget_bytes = 262144\n"
+    idle.config = "[ram]\nbudget_bytes = 262144\n[limits]\npin_share_per_uid = 1.0\n"
     idle.start()
     with idle.connect() as client:
         client.make_namespace("/t")

@@ -13,7 +13,16 @@ from memosd.kernel.machine import Bound, MachineMemory
 from memosd.kernel.session import Session
 from memosd.kernel.wait import Completion
 
-__all__ = ["FakeClock", "FakeGate", "FakeIo", "FakeMachine", "FakePeer", "FakeWorkers", "Job"]
+__all__ = [
+    "FakeClock",
+    "FakeGate",
+    "FakeIo",
+    "FakeMachine",
+    "FakePeer",
+    "FakeTraces",
+    "FakeWorkers",
+    "Job",
+]
 
 T = TypeVar("T")
 SECOND_NS = 1_000_000_000
@@ -206,3 +215,35 @@ class FakeWorkers:
         """It has ended, and is reaped."""
         self.pids.remove(pid)
         self.on_end(pid, how)
+
+
+class FakeTraceFile:
+    """A trace in memory."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.lines = b""
+        self.is_closed = False
+        self.failure: MemError | None = None
+        """Raised by `append` while it is set."""
+
+    def append(self, lines: bytes) -> None:
+        if self.failure is not None:
+            raise self.failure
+        self.lines += lines
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class FakeTraces:
+    """Where traces go, by name."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, FakeTraceFile] = {}
+
+    def create(self, name: str) -> FakeTraceFile:
+        if name in self.files:
+            raise MemError(Errno.EEXIST, "a trace of that name is there already")
+        self.files[name] = FakeTraceFile(f"/fake/{name}")
+        return self.files[name]

@@ -222,6 +222,8 @@ def test_only_the_administrator_may_call_what_is_his(world: World, user: Client)
         "set_quota",
         "fsck",
         "shutdown",
+        "set_policy",
+        "set_trace",
     }
     quota = c.SetQuota(namespace="/n", quota=Quota(cubes=1))
     for request in (quota, c.Fsck(), c.Shutdown()):

@@ -333,7 +333,9 @@ class KernelMachine(RuleBasedStateMachine):
         self.compare_all()
         for held in self.model.held:
             check_held(self.world.kernel, held)
-        self.may_lose = self.may_lose and self.world.is_failing
+        # A disk that failed in a row is bypassed until it takes a payload again.
+        is_failing = self.world.is_failing or self.world.kernel.parts.disk_health.is_failing
+        self.may_lose = self.may_lose and is_failing
         self.model.losses.settle()
 
     def compare_all(self) -> None:

@@ -34,7 +34,15 @@ from memosd.kernel.rows import TABLES
 from memosd.kernel.session import Session
 from memosd.kernel.wait import Completion, detach
 from tests.kernel.fakeindex import FakeIndex
-from tests.kernel.fakes import FakeClock, FakeGate, FakeIo, FakeMachine, FakePeer, FakeWorkers
+from tests.kernel.fakes import (
+    FakeClock,
+    FakeGate,
+    FakeIo,
+    FakeMachine,
+    FakePeer,
+    FakeTraces,
+    FakeWorkers,
+)
 from tests.kernel.invariants import ROW_BYTES, CountedRam, check_at_rest
 
 __all__ = [
@@ -254,6 +262,7 @@ class World:
         self.device_workers = FakeWorkers(first=7000)
         self.io = FakeIo()
         self.index_io = FakeIo()
+        self.traces = FakeTraces()
         self.ram = CountedRam()
         outside = Outside(
             clock=self.clock,
@@ -269,6 +278,7 @@ class World:
             gate=self.gate,
             workers=self.workers,
             device_workers=self.device_workers,
+            traces=self.traces,
             machine=self.machine,
         )
         self.kernel = Kernel(self.parameters, outside, "memosd test")

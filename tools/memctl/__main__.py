@@ -15,13 +15,16 @@ from libmem.abi.errors import MemError
 from memosd.tools.memctl import (
     cubes,
     daemon,
+    explain,
     ingest,
     limits,
     manual,
     namespaces,
     payload,
+    policy,
     recall,
     residence,
+    top,
 )
 from memosd.tools.memctl.command import Json, RuntimeDir, Settings, Timeout
 from memosd.tools.memctl.failure import INTERRUPTED_STATUS, report_error, report_usage
@@ -33,7 +36,20 @@ app: Final = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (daemon, cubes, payload, ingest, recall, residence, namespaces, limits, manual):
+for group in (
+    daemon,
+    top,
+    cubes,
+    payload,
+    ingest,
+    recall,
+    residence,
+    explain,
+    policy,
+    namespaces,
+    limits,
+    manual,
+):
     app.add_typer(group.app)
 
 

@@ -22,7 +22,7 @@ from memosd.tools.memctl.output import Column
 from memosd.tools.memctl.progress import counter
 from memosd.tools.memctl.units import counted, duration, human_bytes, local_time, printable
 
-__all__ = ["app"]
+__all__ = ["Line", "app", "tier_lines"]
 
 app: Final = typer.Typer(rich_help_panel="Daemon")
 
@@ -75,7 +75,7 @@ def _lines(info: InfoReply, glyphs: tuple[str, str]) -> list[Line]:
     lines: list[Line] = [[(f"{title:<9} ", "dim"), (printable(text), "")] for title, text in facts]
     lines.append([("", "")])
     for tier in info.tiers:
-        lines += _tier_lines(tier, glyphs)
+        lines += tier_lines(tier, glyphs)
     lines += [[("notice    ", "bold red"), (printable(text), "red")] for text in info.notices]
     return lines
 
@@ -125,7 +125,8 @@ def _worker(stat: WorkerStat) -> str:
     return text + (f"; the last one: {stat.problem}" if stat.problem else "")
 
 
-def _tier_lines(tier: TierStat, glyphs: tuple[str, str]) -> list[Line]:
+def tier_lines(tier: TierStat, glyphs: tuple[str, str]) -> list[Line]:
+    """A tier's account, as `status` and `top` show it."""
     share = tier.used_bytes / tier.budget_bytes if tier.budget_bytes else 0.0
     # What is used at all shows at least one cell: empty must mean empty.
     full = min(_BAR_CELLS, max(round(share * _BAR_CELLS), 1 if tier.used_bytes else 0))

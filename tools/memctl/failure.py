@@ -26,7 +26,8 @@ _HINTS: Final[dict[Errno, str]] = {
     Errno.EILSEQ: "for bytes that are not UTF-8 text or JSON give --type blob",
     Errno.EVERSION: "somebody wrote in between; `memctl history NAME` shows the versions",
     Errno.ENOTEMPTY: "`memctl ls -R /NAMESPACE` shows what it still holds",
-    Errno.EDQUOT: "`memctl quota /NAMESPACE` and `memctl limits PATH` show ceilings and use",
+    Errno.EDQUOT: "`memctl quota /NAMESPACE` and `memctl limits PATH` show ceilings and use, "
+    "`memctl pins` what is pinned",
     Errno.ENOMEM: "`memctl status` shows the tiers; pinned and mapped cubes cannot be evicted",
     Errno.ENOSPC: "`memctl status` shows the disk tier; remove cubes or old versions (NAME@vN)",
     Errno.ECORRUPT: "`memctl explain NAME` tells what was found; older versions may be readable "

@@ -1,6 +1,6 @@
-"""The residence commands: where a cube is, why, and how to move it.
+"""The residence commands: where a cube is, and how to move it.
 
-evict, migrate, pin, explain, log. Moving is the kernel's doing; memctl asks and waits.
+evict, migrate, advise, pin, pins. Moving is the kernel's doing; memctl asks and waits.
 """
 
 import time
@@ -8,11 +8,11 @@ from typing import Annotated, Final
 
 import typer
 
-from libmem.abi.calls import Evict, Explain, Log, MigrateCube
+from libmem.abi.calls import AdviceOutcome, AdviseCube, Evict, MigrateCube, PinStat
 from libmem.abi.errors import Errno, MemError
-from libmem.abi.structs import Decision, TierName, Value
+from libmem.abi.structs import Advice, TierName
 from memosd.tools.memctl.command import Session, command
-from memosd.tools.memctl.cubes import Name
+from memosd.tools.memctl.cubes import Name, owner
 from memosd.tools.memctl.output import Column, plain
 from memosd.tools.memctl.units import human_bytes, local_time
 
@@ -44,6 +44,59 @@ def migrate(
     session.out.record({"name": name, "tiers": tiers}, f"{name}: now in {', '.join(tiers)}")
 
 
+@command(app, "advise")
+def advise(
+    session: Session,
+    name: Name,
+    advice: Annotated[Advice, typer.Argument(help="How it will be used.")],
+    seconds: Annotated[
+        float,
+        typer.Option(
+            "--deadline",
+            min=0.0,
+            max=86_400.0,
+            metavar="SECONDS",
+            help="Of no use after so long; 0: whenever.",
+        ),
+    ] = 0.0,
+    is_waiting: Annotated[
+        bool, typer.Option("--wait", help="Say what became of it, rather than that it waits.")
+    ] = False,
+) -> None:
+    """Tell how a cube will be used; for willneed it is loaded while nobody waits for the disk.
+
+    What is not worth the room is refused, which is an answer and no failure. Exits with the errno
+    when the cube could not be read.
+    """
+    deadline_ns = max(1, int(seconds * 1e9)) if seconds else 0
+    request = AdviseCube(name, advice, deadline_ns, is_waiting)
+    reply = session.call(request, is_slow=is_waiting)
+    session.out.record({"name": name, **plain(reply)}, f"{name}: {reply.outcome}: {reply.reason}")
+    if reply.outcome is AdviceOutcome.FAILED:
+        raise typer.Exit(reply.errno)
+
+
+_PINS: Final[tuple[Column[PinStat], ...]] = (
+    Column("SESSION", lambda each: str(each.session), is_right=True),
+    Column("USER", lambda each: owner(each.uid)),
+    Column("PID", lambda each: str(each.pid), is_right=True),
+    Column("PINNED", lambda each: human_bytes(each.pinned_bytes), is_right=True),
+    Column("SINCE", lambda each: local_time(each.since_ns)),
+    Column("CLIENT", lambda each: each.client),
+    Column("CUBE", lambda each: each.name),
+)
+
+
+@command(app, "pins")
+def pins(session: Session) -> None:
+    """List what is pinned, by whom and since when: your own pins, or all for root.
+
+    A cube that you may not read, or that was removed, is shown by its id.
+    """
+    if not session.out.table(_PINS, session.client.pins()) and not session.out.is_json:
+        session.note("nothing is pinned")
+
+
 @command(app, "pin")
 def pin(
     session: Session,
@@ -71,58 +124,3 @@ def pin(
 def _left(end: float | None) -> float:
     """Seconds until the next look at the daemon; 0 or less at the end."""
     return _HEARTBEAT_S if end is None else min(_HEARTBEAT_S, end - time.monotonic())
-
-
-class Explained(Value, frozen=True):
-    """A decision and the cube it was about."""
-
-    name: str
-    decision: Decision
-
-
-def _numbers(item: Explained) -> str:
-    return " ".join(f"{key}={value}" for key, value in item.decision.numbers.items())
-
-
-_DECISIONS: Final[tuple[Column[Explained], ...]] = (
-    Column("TIME", lambda item: local_time(item.decision.time_ns, "milliseconds"), style="dim"),
-    Column("ACTION", lambda item: item.decision.action, style="bold"),
-    Column("REASON", lambda item: item.decision.reason),
-    Column("NUMBERS", _numbers),
-)
-_LOG: Final[tuple[Column[Explained], ...]] = (
-    *_DECISIONS[:2],
-    Column("CUBE", lambda item: item.name),
-    Column("WHY", lambda item: f"{item.decision.reason} {_numbers(item)}".rstrip()),
-)
-
-
-@command(app, "explain")
-def explain(session: Session, name: Name) -> None:
-    """Tell why a cube is where it is: the kernel's latest decisions with their numbers."""
-    reply = session.call(Explain(name=name))
-    if session.out.is_json:
-        session.out.record(reply, "")
-        return
-    stat = reply.stat
-    session.out.styled([(f"{stat.name}@v{stat.version}", "bold"), (f"  {reply.residency}", "")])
-    items = (Explained(name=stat.name, decision=decision) for decision in reply.decisions)
-    if not session.out.table(_DECISIONS, items):
-        session.note("no decision about it is remembered")
-
-
-@command(app, "log")
-def log(
-    session: Session,
-    limit: Annotated[
-        int, typer.Option("--limit", "-n", min=1, max=1000, help="At most so many.")
-    ] = 100,
-) -> None:
-    """Show the kernel's latest decisions over all cubes, newest first."""
-    decisions = session.call(Log(limit=limit)).decisions
-    items = (Explained(name=name, decision=decision) for name, decision in decisions)
-    if session.out.is_json:
-        for item in items:
-            session.out.record({"name": item.name, **plain(item.decision)}, "")
-    elif not session.out.table(_LOG, items):
-        session.note("no decisions yet")

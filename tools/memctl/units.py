@@ -15,11 +15,13 @@ __all__ = [
     "duration",
     "human_bytes",
     "local_time",
+    "measured",
     "mode_text",
     "parse_bytes",
     "parse_mode",
     "parse_time",
     "printable",
+    "seconds_text",
 ]
 
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
@@ -102,6 +104,31 @@ def duration(length_ns: int) -> str:
         if count:
             parts.append(f"{count} {name}")
     return " ".join(parts[:2]) or "0 s"
+
+
+def seconds_text(seconds: float) -> str:
+    """`0.0031` -> `3.1 ms`; from two minutes on as `duration`."""
+    for least, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
+        if seconds >= 120:
+            return duration(int(seconds * _NS))
+        if seconds >= least:
+            return f"{seconds / least:.1f} {unit}"
+    return "0 s" if seconds <= 0 else f"{seconds * 1e9:.0f} ns"
+
+
+_SECONDS: Final = {"_s": 1.0, "_ms": 1e-3, "_us": 1e-6, "_ns": 1e-9}
+
+
+def measured(name: str, value: float | str) -> str:
+    """A number of the kernel's as people read it: `used_bytes`, 4096 -> `used=4.0 KiB`."""
+    if isinstance(value, str):
+        return f"{name}={value}"
+    if name.endswith("_bytes"):
+        return f"{name.removesuffix('_bytes')}={human_bytes(int(value))}"
+    for suffix, scale in _SECONDS.items():
+        if name.endswith(suffix):
+            return f"{name.removesuffix(suffix)}={seconds_text(value * scale)}"
+    return f"{name}={value:,}" if isinstance(value, int) else f"{name}={value:.4g}"
 
 
 def printable(text: str) -> str:

@@ -3,6 +3,7 @@
 import msgspec
 
 from libmem.abi.calls.base import Call, Done
+from libmem.abi.calls.observe import PolicyStat
 from libmem.abi.structs import (
     Decision,
     MachineStat,
@@ -76,6 +77,7 @@ class InfoReply(Value, frozen=True):
     recall: RecallStat = RecallStat()
     workers: tuple[WorkerStat, ...] = ()
     machine: MachineStat = MachineStat()
+    reclaim: PolicyStat = PolicyStat()
 
 
 class Info(Call[InfoReply], frozen=True):

@@ -62,7 +62,7 @@ class FakeClient:
         self.fills: list[FakeFill] = []
         self.created: list[tuple[str, int, dict[str, Any]]] = []
         self.is_closed = False
-        self.pins = 0
+        self.held_pins = 0
         self.session = HelloReply(
             session=1,
             token=b"t",
@@ -98,7 +98,7 @@ class FakeClient:
     @property
     def is_held(self) -> bool:
         """As the pin that `pin` returns would tell."""
-        return self.pins > 0
+        return self.held_pins > 0
 
     # Listings turn their pages as libmem does, over `call`.
     _iterate: Any = Client._iterate
@@ -106,6 +106,7 @@ class FakeClient:
     list: Any = Client.list
     fsck: Any = Client.fsck
     sessions: Any = Client.sessions
+    pins: Any = Client.pins
 
     def read(self, name: str) -> bytes:
         return self.payload
@@ -121,11 +122,11 @@ class FakeClient:
 
     @contextmanager
     def pin(self, name: str) -> Iterator["FakeClient"]:
-        self.pins += 1
+        self.held_pins += 1
         try:
             yield self
         finally:
-            self.pins = 0
+            self.held_pins = 0
 
     def info(self) -> object:
         return self.call(Info())

@@ -34,7 +34,7 @@ from libmem.abi.structs import (
     Usage,
     WorkerStat,
 )
-from memosd.tools.memctl.daemon import _tier_lines
+from memosd.tools.memctl.daemon import tier_lines
 from tests.tools.memctl.fake import Memctl
 
 SPACE = NamespaceStat(
@@ -138,7 +138,7 @@ def test_status_for_programs(memctl: Memctl) -> None:
     ("used_bytes", "cells"), [(0, 0), (1, 1), (500, 12), (999, 24), (1000, 24), (2000, 24)]
 )
 def test_a_bar_is_empty_only_when_nothing_is_used(used_bytes: int, cells: int) -> None:
-    (_, full, rest, _), *_ = _tier_lines(TierStat("ram", 1000, used_bytes, 1), ("#", "."))
+    (_, full, rest, _), *_ = tier_lines(TierStat("ram", 1000, used_bytes, 1), ("#", "."))
     assert full[0] == "#" * cells
     assert len(full[0] + rest[0]) == 24
 
