@@ -52,6 +52,8 @@ class FairQueue:
     def __init__(self, depth: int) -> None:
         self._depth = depth
         self._taken = 0
+        self.waiting_bytes = 0
+        """Of those who have no turn yet."""
         self._top = _Flow(None, None)
 
     def enter(self, group: Group, size_bytes: int) -> Completion[None]:
@@ -59,6 +61,7 @@ class FairQueue:
         turn = Completion[None]()
         leaf = self._leaf(group)
         leaf.queue.append((size_bytes, turn))
+        self.waiting_bytes += size_bytes
         flow = leaf
         while flow.above is not None and id(flow) not in flow.above.busy:
             flow.start = max(flow.above.now, flow.finish)
@@ -86,6 +89,7 @@ class FairQueue:
             flow.now = following.start
             flow = following
         size_bytes, turn = flow.queue.popleft()
+        self.waiting_bytes -= size_bytes
         while flow.above is not None:
             flow.finish = flow.start + size_bytes / flow.weight
             flow.start = flow.finish

@@ -18,6 +18,7 @@ from libmem.abi.structs import CubeType, TierStat
 from memosd.kernel.access import Identity
 from memosd.kernel.accounts import TierAccount
 from memosd.kernel.boot import clear_leftovers, open_format
+from memosd.kernel.costs import Costs
 from memosd.kernel.cubes import Cubes
 from memosd.kernel.device import Device
 from memosd.kernel.diskspace import DiskSpace
@@ -58,6 +59,7 @@ from memosd.kernel.ports import (
 from memosd.kernel.prefetch import Prefetch
 from memosd.kernel.prefixes import Prefixes
 from memosd.kernel.pressure import Pressure
+from memosd.kernel.pricing import Repricing, worth_prefetch
 from memosd.kernel.recall import Recall
 from memosd.kernel.reclaim import Reclaim
 from memosd.kernel.removal import Removal
@@ -127,6 +129,7 @@ class Kernel:
         self.disk_space = DiskSpace(parts)
         self.reclaim = Reclaim(parts, WriteBack(parts, self.disk_space), self.disk_space)
         self.pager = Pager(parts, self.reclaim)
+        self.repricing = Repricing(parts)
         self.governor = Governor(parts, self.reclaim, outside.machine)
         self.prefetch = Prefetch(parts, self.pager)
         self.prefetch.object_to = self._objection
@@ -182,12 +185,15 @@ class Kernel:
         space = self.parts.namespaces.by_id(cube.row.namespace)
         if self.pager.is_refused(cube, space):
             return "RAM thrashes: others are needed sooner"
+        if not worth_prefetch(self.parts, cube):
+            return "it is computed in less time than it takes to load"
         return ""
 
     def _record_accesses(self, record: Callable[[str, Entry], None] | None) -> None:
         self.pager.on_access = record
 
     def _flush_heat(self) -> None:
+        self.parts.costs.write_back()
         if self.parts.heat.write_back():
             self.parts.timers.after(0, self._flush_heat)
 
@@ -292,6 +298,7 @@ class Kernel:
             _log.warning("cache payloads were not written back", error=str(error))
         while self.parts.heat.write_back():
             await self.next_turn()
+        self.parts.costs.write_back()
         self.parts.table.ledger.commit()
         await self.parts.table.ledger.durable()
         await self.indexer.close()
@@ -398,6 +405,7 @@ def _make_parts(parameters: Parameters, outside: Outside) -> Parts:
     table = PageTable(ledger, outside.store, outside.clock)
     account = TierAccount("ram", parameters.ram_budget_bytes, parameters.ram_frames)
     on_device = TierAccount("device", parameters.device_budget_bytes, parameters.ram_frames)
+    costs = Costs(ledger, outside.store, outside.clock, parameters.io_threads)
     health = TierHealth("disk", outside.clock)
     disk = WatchedTier(outside.disk, health)
     policy_faults: dict[str, str] = {}
@@ -417,7 +425,7 @@ def _make_parts(parameters: Parameters, outside: Outside) -> Parts:
         drivers=outside.drivers,
         timers=timers,
         table=table,
-        pages=PageFiles(table, (outside.ram, disk), outside.io, outside.drivers),
+        pages=PageFiles(table, (outside.ram, disk), outside.io, outside.drivers, costs),
         prefixes=Prefixes(ledger, outside.store, table),
         namespaces=Namespaces(ledger, outside.store, parameters.disk_budget_bytes),
         residents=Residents(account, policy("ram")),
@@ -428,4 +436,5 @@ def _make_parts(parameters: Parameters, outside: Outside) -> Parts:
         disk_health=health,
         pressure=Pressure(outside.clock, timers),
         policy_faults=policy_faults,
+        costs=costs,
     )

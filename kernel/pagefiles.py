@@ -6,7 +6,7 @@ read is checked against the digest of its form before it is decoded, and what wa
 the digest that was found when it was encoded. Kernel thread only; bytes move on I/O threads.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import structlog
 
@@ -14,6 +14,7 @@ from libmem.abi.coding import UnfitError
 from libmem.abi.digest import Manifest
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.structs import CubeType, StoredForm
+from memosd.kernel.costs import Costs, Transfer
 from memosd.kernel.pagetable import Cube, PageTable
 from memosd.kernel.ports import Coding, Driver, Frame, FrameTier, Io, PayloadKey, Tier
 from memosd.kernel.rows import VersionRow
@@ -21,6 +22,8 @@ from memosd.kernel.rows import VersionRow
 __all__ = ["PageFiles", "Stored"]
 
 _log = structlog.get_logger("memosd.kernel")
+_LOAD: Final = Transfer("disk", "load")
+_STORE: Final = Transfer("disk", "store")
 
 
 class Stored(NamedTuple):
@@ -37,12 +40,13 @@ class PageFiles:
 
     def __init__(
         self, table: PageTable, tiers: tuple[FrameTier, Tier], io: Io,
-        drivers: dict[CubeType, Driver],
+        drivers: dict[CubeType, Driver], costs: Costs,
     ) -> None:  # fmt: skip
         self._table = table
         self._ram, self._disk = tiers
         self._io = io
         self._drivers = drivers
+        self._costs = costs
 
     def coding(self, cube_type: CubeType, attributes: dict[str, Any]) -> Coding | None:
         """What makes the form that such a payload shall have on disk; None: as it is."""
@@ -63,10 +67,15 @@ class PageFiles:
         caller's. Errors: ENOSPC, ENOMEM, EIO."""
         stored = None
         if coding is not None:
-            stored = await self._io.run(self._encode, key, frame, coding)
+            stored = await self._costs.timed(
+                _STORE._replace(is_encoded=True), frame.size_bytes,
+                self._io, self._encode, key, frame, coding,
+            )  # fmt: skip
             if stored.form is not None:
                 return stored
-        await self._io.run(self._disk.store, key, frame.fd, manifest)
+        await self._costs.timed(
+            _STORE, frame.size_bytes, self._io, self._disk.store, key, frame.fd, manifest
+        )
         return stored
 
     def _encode(self, key: PayloadKey, frame: Frame, coding: Coding) -> Stored:
@@ -97,16 +106,20 @@ class PageFiles:
         form = self._table.stored_form(cube.key)
         if form is None:
             version = cube.version
-            await self._io.run(
-                self._disk.load, cube.key, frame.fd, version.size_bytes, version.digest
-            )
+            await self._costs.timed(
+                _LOAD, version.size_bytes, self._io,
+                self._disk.load, cube.key, frame.fd, version.size_bytes, version.digest,
+            )  # fmt: skip
             self._ram.seal(frame, frame.size_bytes)
             return
         driver = self._drivers.get(cube.row.type)
         coding = driver.coding(cube.version.attributes) if driver is not None else None
         if coding is None:
             raise MemError(Errno.EOPNOTSUPP, f"nothing decodes a {cube.row.type} cube")
-        await self._io.run(self._decode, cube.key, frame, form, coding)
+        await self._costs.timed(
+            _LOAD._replace(is_encoded=True), frame.size_bytes,
+            self._io, self._decode, cube.key, frame, form, coding,
+        )  # fmt: skip
 
     def _decode(self, key: PayloadKey, frame: Frame, form: StoredForm, coding: Coding) -> None:
         blocks = self._disk.blocks(key, form.size_bytes, form.digest)

@@ -11,6 +11,7 @@ from typing import Final, Protocol
 
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.structs import EventKind
+from memosd.kernel import pricing
 from memosd.kernel.control import Group
 from memosd.kernel.namespace import Namespace
 from memosd.kernel.pagetable import Cube
@@ -61,6 +62,7 @@ class Pager:
     """Faults, fresh frames, and what becomes of payloads that are unlinked."""
 
     def __init__(self, parts: Parts, reclaim: Reclaim) -> None:
+        self._parts = parts
         self.residents = parts.residents
         self.reclaim = reclaim
         self._ram = parts.ram
@@ -304,6 +306,7 @@ class Pager:
         """Make a sealed, charged frame resident. `is_new`: the payload was just made."""
         resident.charged_bytes = self._ram.charge_bytes(resident.frame.size_bytes)
         resident.parent = self.base_of(resident.key)
+        resident.restore_s = pricing.restore_s(self._parts, resident)
         self._ram.adopt(resident.key, resident.frame)
         resident.since_ns = self._clock.wall_ns()
         self.residents.add(resident)

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from libmem.abi.structs import CubeType
+from memosd.kernel.costs import Costs
 from memosd.kernel.fairqueue import FairQueue
 from memosd.kernel.heat import Heat
 from memosd.kernel.namespace import Namespaces
@@ -43,3 +44,4 @@ class Parts(NamedTuple):
     pressure: Pressure
     policy_faults: dict[str, str]
     """Why reclaim policies were replaced, for people."""
+    costs: Costs

@@ -24,7 +24,7 @@ from memosd.kernel.ports import PayloadKey, Prefix, Store
 from memosd.kernel.rows import PrefixRow, VersionRow, decode_row, encode_row
 from memosd.kernel.tokenorder import Entry, TokenOrder, as_pieces, joined
 
-__all__ = ["Match", "Prefixes"]
+__all__ = ["Match", "Prefixes", "Span"]
 
 _log = structlog.get_logger("memosd.kernel")
 _LOOK_MAX: Final = 1024
@@ -43,6 +43,14 @@ class _Lame(NamedTuple):
 
     cube_id: bytes
     base: PayloadKey
+
+
+class Span(NamedTuple):
+    """Which tokens a payload holds itself."""
+
+    model: bytes
+    start: int
+    end: int
 
 
 class Match(NamedTuple):
@@ -195,9 +203,18 @@ class Prefixes:
         known = self._entries.get(key) or self._lame.get(key)
         return known.base if known is not None else b""
 
+    def span(self, key: PayloadKey) -> Span | None:
+        """None where nothing is known of its tokens, or there are none."""
+        entry = self._entries.get(key)
+        return Span(entry.model, entry.start, entry.tokens) if entry is not None else None
+
     def is_stood_on(self, key: PayloadKey) -> bool:
-        """Does any other payload need it?"""
+        """Does another payload need this one?"""
         return bool(self._dependents.get(key))
+
+    def start_of(self, key: PayloadKey) -> int:
+        """The first token that a payload holds itself. Errors: ECORRUPT."""
+        return self._entry(key).start
 
     def tokens_of(self, key: PayloadKey) -> int:
         """How many tokens, those of the base included. Errors: ECORRUPT."""

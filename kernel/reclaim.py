@@ -13,6 +13,7 @@ from itertools import islice
 from typing import Final, NamedTuple
 
 from libmem.abi.errors import MemError
+from memosd.kernel import pricing
 from memosd.kernel.control import Group
 from memosd.kernel.diskspace import DiskSpace
 from memosd.kernel.parts import Parts
@@ -30,6 +31,8 @@ _STRETCH: Final = 32
 """Evicted, or looked at for dirty ones, before others have their turn."""
 _LOOK_AGAIN_NS: Final = 1_000_000_000
 """Who waits for the disk looks after so long whether that hangs."""
+_UNWRITABLE: Final = "could not be written back while RAM was short"
+_CHEAPER: Final = "is computed again in less time than it takes to store and load it"
 
 
 class Whom(NamedTuple):
@@ -43,6 +46,7 @@ class Reclaim:
     """Eviction over the residents."""
 
     def __init__(self, parts: Parts, writeback: WriteBack, disk_space: DiskSpace) -> None:
+        self._parts = parts
         self._parameters = parts.parameters
         self._residents = parts.residents
         self._ram = parts.ram
@@ -119,7 +123,7 @@ class Reclaim:
             await self._wait(under_way)
             return True
         for victim in dirty:
-            if await self._lose(victim):
+            if await self._lose(victim, _UNWRITABLE):
                 return True
         return False
 
@@ -128,8 +132,12 @@ class Reclaim:
         return islice(self._residents.victims_by_level(*whom), 4 * _STRETCH)
 
     async def _clean(self, victim: Resident, stuck: set[PayloadKey]) -> None:
+        """Write it back, or lose it where that is quicker for whoever needs it again."""
         try:
-            await self.writeback.store(victim)
+            if pricing.is_worth_storing(self._parts, victim):
+                await self.writeback.store(victim)
+            elif not await self._lose(victim, _CHEAPER):
+                stuck.add(victim.key)
         except MemError:
             stuck.add(victim.key)
 
@@ -140,13 +148,13 @@ class Reclaim:
         await first_done([*completions, tick])
         timer.cancel()
 
-    async def _lose(self, victim: Resident) -> bool:
+    async def _lose(self, victim: Resident, reason: str) -> bool:
         """A cache payload is lost at worst; that is now. False when not even that can be done."""
         if not self._is_evictable(victim):
             return True
         try:
             if victim.key in self._table.volatile:  # else its unlink is under way
-                self.on_lose(victim.key, "could not be written back while RAM was short")
+                self.on_lose(victim.key, reason)
             # It goes with that commit. Should that fail, all is as it was before.
             await self._table.ledger.durable()
         except MemError:

@@ -38,6 +38,7 @@ class Resident:
         "parent",
         "pins",
         "priority",
+        "restore_s",
         "since_ns",
         "stores",
         "used_at",
@@ -51,6 +52,8 @@ class Resident:
         """What it is charged to."""
         self.charged_bytes = 0
         self.priority = 50
+        self.restore_s = 0.0
+        """What it would take to bring it back; 0: not known."""
         self.parent: PayloadKey = b""
         """The payload it stands on; empty: none."""
         self.manifest: Manifest | None = None
@@ -98,6 +101,7 @@ class Resident:
             group=self.group.number,
             priority=self.priority,
             parent=self.parent,
+            restore_s=self.restore_s,
         )
 
 
@@ -178,6 +182,11 @@ class Residents:
         if resident is not None and resident.priority != priority:
             resident.priority = priority
             self._update(resident)
+
+    def reprice(self, resident: Resident, restore_s: float) -> None:
+        """It would take another time to bring it back."""
+        resident.restore_s = restore_s
+        self._update(resident)
 
     def move(self, key: PayloadKey, group: Group) -> None:
         """Charge a resident to another control group. Errors: EDQUOT."""

@@ -20,6 +20,7 @@ Fields are only ever appended, with defaults; docs/format.md lists them.
     heat        cube id           -> HeatRow, written now and then
     prefixes    payload id        -> PrefixRow of a payload that begins with tokens
     control     path              -> GroupRow of a control group that was given limits
+    costs       what, as text     -> CostRow: what was measured of it, written now and then
 """
 
 from typing import Any, Final, TypeVar
@@ -44,6 +45,7 @@ from libmem.abi.structs import (
 __all__ = [
     "FORMAT_VERSION",
     "TABLES",
+    "CostRow",
     "CubeRow",
     "EventRow",
     "FormRow",
@@ -79,6 +81,7 @@ TABLES: Final = (
     "heat",
     "prefixes",
     "control",
+    "costs",
 )
 _CHECKSUM_BYTES: Final = 8
 _ID_BYTES: Final = 16
@@ -210,11 +213,37 @@ class PrefixRow(Row):
     """The payload id it stands on; empty: none."""
 
 
+class CostRow(Row):
+    """What is kept of the measurements of one cost: a `kernel.fits.Fit`."""
+
+    gram: list[float]
+    """Normal equations in units of the prior: sums of products, row by row ..."""
+    moment: list[float]
+    """... and the right-hand sides."""
+    weight: float = 0.0
+    log_sum: float = 0.0
+    """Sum of the logarithms of (measured / prior)."""
+    side: int = 0
+    """The last one was far above (1) or far below (-1) what was expected."""
+    samples: int = 0
+    observed_ns: int = 0
+
+
 RowT = TypeVar("RowT", bound=Row)
 _encoder = msgspec.msgpack.Encoder()
 _decoders: dict[type[Row], msgspec.msgpack.Decoder[Any]] = {
     row: msgspec.msgpack.Decoder(row)
-    for row in (CubeRow, VersionRow, NamespaceRow, GroupRow, FormRow, LogRow, HeatRow, PrefixRow)
+    for row in (
+        CubeRow,
+        VersionRow,
+        NamespaceRow,
+        GroupRow,
+        FormRow,
+        LogRow,
+        HeatRow,
+        PrefixRow,
+        CostRow,
+    )
 }
 
 

@@ -17,6 +17,7 @@ import structlog
 from libmem.abi import failpoints
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.structs import StoredForm
+from memosd.kernel import pricing
 from memosd.kernel.diskspace import DiskSpace
 from memosd.kernel.pagefiles import Stored
 from memosd.kernel.parts import Parts
@@ -42,6 +43,7 @@ class WriteBack:
     """All dirty payloads, and when each is to be stored."""
 
     def __init__(self, parts: Parts, disk_space: DiskSpace) -> None:
+        self._parts = parts
         self._parameters = parts.parameters
         self._residents = parts.residents
         self._disk = parts.disk
@@ -165,9 +167,12 @@ class WriteBack:
         try:
             if resident is None or resident.is_orphan or not resident.is_dirty:
                 self._settle_clean(key)
-            else:
+            elif pricing.is_worth_storing(self._parts, resident):
                 self._spend(resident.charged_bytes)
                 await self.store(resident)
+            else:  # the next estimate may be another
+                self._schedule(key, self._clock.monotonic_ns() + _RETRY_MAX_NS)
+                return
         except MemError as error:
             pause_ns = self._pauses.get(key, _RETRY_FIRST_NS)
             if key not in self._pauses:  # said once; each failure is among the decisions

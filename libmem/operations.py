@@ -240,6 +240,19 @@ class Operations:
         return c.FindPrefix(model=model, tokens=tokens, under=under)
 
     @one_call
+    def plan_prefix(
+        self, model: str, tokens: bytes, *, under: str = "/", prompt_tokens: int = 0, rows: int = 1
+    ) -> c.Call[c.PlanReply]:
+        """As `find_prefix`, and how much of the prefix is quicker loaded than computed.
+
+        Loading that begins at once. `prompt_tokens`: how long the prompt is, where `tokens` are
+        only its beginning.
+        """
+        return c.PlanPrefix(
+            model=model, tokens=tokens, under=under, prompt_tokens=prompt_tokens, rows=rows
+        )
+
+    @one_call
     def explain(self, name: str) -> c.Call[c.ExplainReply]:
         """Why a cube is where it is."""
         return c.Explain(name=name)

@@ -21,8 +21,8 @@ from memosd.drivers.activation.top import ActivationDriver
 from memosd.drivers.recall.index import RecallIndex
 from memosd.drivers.store import LmdbStore
 from memosd.drivers.table import DRIVERS, TopHalf
-from memosd.drivers.tiers.disk import DiskTier
 from memosd.drivers.tiers.ram import RamTier
+from memosd.drivers.tiers.throttled import disk_tier
 from memosd.drivers.tracefile import TraceFolder
 from memosd.fdroad import check_runtime_dir
 from memosd.iopool import IoPool, Wakeup
@@ -95,7 +95,7 @@ def boot(config: Config) -> Daemon:
     index_io = IoPool(wakeup, 1, "index")
     commit_io = IoPool(wakeup, 1, "commit")
     memory_io = IoPool(wakeup, _MEMORY_THREADS, "memory")
-    disk = DiskTier(config.store.data_dir)
+    disk = disk_tier(config.store.data_dir)
     server = Server(runtime_dir, config.listen.mode_bits, wakeup, share)
     supervisors = tuple(
         Supervisor(server, command(config)) for command in (_worker_command, _device_command)

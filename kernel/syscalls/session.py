@@ -56,7 +56,9 @@ def sys_hello(context: Context, request: c.Hello) -> c.HelloReply:
 
 
 def sys_info(context: Context, _request: c.Info) -> c.InfoReply:
-    return context.kernel.info()
+    who, kernel = context.who, context.kernel
+    costs = tuple(kernel.parts.costs.stats(who.uid, is_admin=who.is_admin))
+    return msgspec.structs.replace(kernel.info(), costs=costs)
 
 
 def sys_list_sessions(context: Context, request: c.ListSessions) -> c.ListSessionsReply:

@@ -3,12 +3,23 @@
 from typing import Final
 
 from memosd.kernel.dispatch import Handler
-from memosd.kernel.syscalls import cube, explain, hint, observe, place, query, session, space, work
+from memosd.kernel.syscalls import (
+    cost,
+    cube,
+    explain,
+    hint,
+    observe,
+    place,
+    query,
+    session,
+    space,
+    work,
+)
 
 __all__ = ["HANDLERS"]
 
 HANDLERS: Final[dict[str, Handler]] = {
     name.removeprefix("sys_"): getattr(module, name)
-    for module in (cube, explain, hint, observe, place, query, session, space, work)
+    for module in (cost, cube, explain, hint, observe, place, query, session, space, work)
     for name in module.__all__
 }

@@ -290,6 +290,16 @@ SYSCALLS: Final[tuple[Syscall, ...]] = (
         blocks=True, is_mutation=True,
     ),
     Syscall(
+        40, "report_prefill", c.ReportPrefill, c.ReportReply, Access.SESSION, (E.EINVAL,),
+        "Tell what prefills of a model took; counts for the caller's user and that user's cubes.",
+    ),
+    Syscall(
+        41, "plan_prefix", c.PlanPrefix, c.PlanReply, Access.SESSION,
+        (E.EINVAL, E.ENAMETOOLONG, E.ENOENT, E.EACCES),
+        "As `find_prefix`, and say how much of the prefix is quicker loaded than computed; starts"
+        " loading that.",
+    ),
+    Syscall(
         42, "map_job", c.MapJob, c.MapJobReply, Access.WORKER,
         (E.EPERM, E.EBADF, E.EMFILE, E.ECANCELED),
         "Hand a worker the memory that it is to copy a payload from, and to.",

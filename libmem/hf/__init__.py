@@ -13,7 +13,7 @@ from libmem.hf.attach import Attached, Stats, attach
 from libmem.hf.cache import CopiedCache, MapOptions, MappedCache, map_cache, new_cache
 from libmem.hf.fingerprint import fingerprint, refresh
 from libmem.hf.layers import MappedLayer
-from libmem.hf.shelf import AttachOptions
+from libmem.hf.shelf import AttachOptions, Restore
 from libmem.hf.store import SaveOptions, fork, save_cache
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "fingerprint",
     "refresh",
     "AttachOptions",
+    "Restore",
     "Attached",
     "Stats",
     "MapOptions",

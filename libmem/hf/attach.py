@@ -21,8 +21,10 @@ import torch
 from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import Cache
 
+from libmem.abi.calls import PlanReply
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.kv import pack_tokens
+from libmem.abi.structs import PrefillSample
 from libmem.hf.cache import (
     CopiedCache,
     KvClient,
@@ -35,6 +37,7 @@ from libmem.hf.cache import (
 from libmem.hf.fingerprint import identify
 from libmem.hf.kinds import windows_of
 from libmem.hf.request import Request, read_request
+from libmem.hf.samples import Batch, Samples
 from libmem.hf.shelf import AttachOptions, Shelf
 from libmem.hf.store import Rows, rows_of
 
@@ -59,10 +62,15 @@ class Stats:
     stored: int = 0
     passed_through: int = 0
     """Calls that are none of our business: see `libmem.hf.request`."""
+    recomputed: int = 0
+    """Generations that computed a stored prefix, or a part of it: that was to be quicker."""
+    tokens_recomputed: int = 0
     problems: int = 0
     last_error: MemError | None = None
     prefill_s_per_token: float = 0.0
     store_s_per_token: float = 0.0
+    last_plan: PlanReply | None = None
+    """What the daemon said of the latest prompt: what loading and what computing would take."""
 
 
 class _Start(NamedTuple):
@@ -70,9 +78,10 @@ class _Start(NamedTuple):
 
     cache: Cache
     model_digest: str
-    known_tokens: int
-    """How many of the prompt's tokens are stored already."""
+    plan: PlanReply
+    """`plan.tokens` of the prompt's tokens are stored already."""
     mapped_tokens: int
+    map_s: float = 0.0
 
 
 def attach(
@@ -106,6 +115,7 @@ class Attached:
 
     def __init__(self, model: Any, shelf: Shelf, min_tokens: int) -> None:
         self.stats = Stats()
+        self._samples = Samples()
         self._model = weakref.ref(model)
         self._shelf, self._min_tokens = shelf, min_tokens
         self._start_worker()
@@ -145,6 +155,8 @@ class Attached:
                 del model.generate
             else:
                 model.generate = self._replaced
+        if self._pid == os.getpid():
+            self._report(is_last=True)
         with self._handing_over:
             self._is_detached = True
         self._worker.shutdown(wait=self._pid == os.getpid())
@@ -158,13 +170,16 @@ class Attached:
         return MethodType(type(model).generate, model)
 
     def flush(self, timeout_s: float | None = None) -> bool:
-        """Wait until nothing is being stored; False when that takes longer."""
-        storing = self._storing
-        if storing is None or self._pid != os.getpid():
+        """Wait until nothing is being stored, and all that was measured is told; False when that
+        takes longer."""
+        if self._pid != os.getpid():
             return True
-        if wait([storing], timeout_s).not_done:
+        self._report(is_last=True)
+        working = [each for each in (self._storing, self._reporting) if each is not None]
+        if wait(working, timeout_s).not_done:
             return False
-        storing.result()  # a mistake of ours must not stay unseen
+        for each in working:
+            each.result()  # a mistake of ours must not stay unseen
         return True
 
     def generate(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -183,6 +198,7 @@ class Attached:
         self._counting, self._handing_over = threading.Lock(), threading.Lock()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="libmem-store")
         self._storing: Future[None] | None = None
+        self._reporting: Future[None] | None = None
 
     def _live_model(self) -> Any:
         model = self._model()
@@ -223,19 +239,24 @@ class Attached:
         ids = request.token_ids[0, : request.common_tokens].tolist()
         try:
             identified = identify(model)
-            found = self._shelf.find(identified.digest, pack_tokens(ids))
-            mapped = min(found.tokens, tokens - 1)  # the last one's logits are wanted
+            plan = self._shelf.plan(
+                identified.digest, pack_tokens(ids), prompt_tokens=tokens, rows=request.rows
+            )
+            self.stats.last_plan = plan
+            mapped = min(plan.load_tokens, tokens - 1)  # the last one's logits are wanted
             if mapped < self._min_tokens:
                 cache = new_cache(model, room_tokens=request.room_tokens)
-                return _Start(cache, identified.digest, found.tokens, 0)
+                return _Start(cache, identified.digest, plan, 0)
             options = MapOptions(
                 tokens=mapped,
                 token_ids=ids,
                 rows=request.rows,
                 room_tokens=request.room_tokens,
             )
-            cache = map_prefix(self._shelf.client, found.name, identified, options)
-            return _Start(cache, identified.digest, found.tokens, mapped)
+            begun = time.perf_counter()
+            cache = map_prefix(self._shelf.client, plan.load_name, identified, options)
+            map_s = time.perf_counter() - begun
+            return _Start(cache, identified.digest, plan, mapped, map_s)
         except MemError as error:
             self._note(error)
             return None
@@ -246,14 +267,40 @@ class Attached:
         stats.hits += start.mapped_tokens > 0
         stats.tokens_mapped += start.mapped_tokens
         stats.tokens_prefilled += prefilled
-        if clock.seconds is not None and prefilled >= _MEASURED_TOKENS:
+        stored = min(start.plan.tokens, request.token_ids.shape[1] - 1)
+        if start.mapped_tokens < stored and stored >= self._min_tokens:
+            stats.recomputed += 1
+            stats.tokens_recomputed += stored - start.mapped_tokens
+        if clock.seconds is None:
+            return
+        # What loading took as well, the daemon measured by itself.
+        map_s = start.map_s if start.plan.fault_s == 0.0 else 0.0
+        sample = PrefillSample(prefilled, start.mapped_tokens, request.rows, clock.seconds, map_s)
+        self._samples.add(start.model_digest, sample)
+        self._report()
+        if prefilled >= _MEASURED_TOKENS:
             each = clock.seconds / prefilled / request.rows
             stats.prefill_s_per_token = _recent(stats.prefill_s_per_token, each)
+
+    def _report(self, *, is_last: bool = False) -> None:
+        """Tell the daemon what was measured, now and then, in the background."""
+        batch = None if self._shelf.is_away else self._samples.take(is_last=is_last)
+        if batch is None:
+            return
+        with self._handing_over:
+            if not self._is_detached:
+                self._reporting = self._worker.submit(self._send, batch)
+
+    def _send(self, batch: Batch) -> None:
+        try:
+            self._shelf.report(*batch)
+        except MemError as error:
+            self._shelf.failed(error)
 
     def _keep(self, request: Request, start: _Start, result: Any) -> None:
         """Store what is new, in the background, when computing it again would cost more."""
         ids = self._known_ids(request, start.cache, result)
-        new_tokens = len(ids) - start.known_tokens
+        new_tokens = len(ids) - start.plan.tokens
         if new_tokens < self._min_tokens:
             return
         cache = start.cache

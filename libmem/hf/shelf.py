@@ -10,26 +10,30 @@ Made by `libmem.hf.attach`.
 
 import os
 import time
+from enum import StrEnum
 from typing import Final, TypedDict, TypeVar
 
 from blake3 import blake3
+from msgspec.structs import replace
 
 from libmem.abi.calls import (
     Call,
     FindPrefix,
     MakeNamespace,
-    PrefixReply,
+    PlanPrefix,
+    PlanReply,
+    ReportPrefill,
     StatNamespace,
     UnlinkCube,
 )
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.kv import TOKEN_BYTES
 from libmem.abi.names import namespace_of
-from libmem.abi.structs import Governance, NamespaceStat, Value
+from libmem.abi.structs import Governance, NamespaceStat, PrefillSample, Value
 from libmem.hf.cache import KvClient
 from libmem.hf.store import Rows, save_rows
 
-__all__ = ["AttachOptions", "Shelf"]
+__all__ = ["AttachOptions", "Restore", "Shelf"]
 
 R = TypeVar("R", bound=Value)
 
@@ -48,6 +52,14 @@ _STORING_S: Final = 10.0
 _DIGEST_CHARS: Final = 32
 
 
+class Restore(StrEnum):
+    """What to do about a prefix that is stored."""
+
+    QUICKEST = "quickest"
+    LOAD = "load"
+    COMPUTE = "compute"
+
+
 class AttachOptions(TypedDict, total=False):
     """What `attach` does otherwise than by itself."""
 
@@ -57,6 +69,9 @@ class AttachOptions(TypedDict, total=False):
     """Use the namespace even though another user owns it, who then decides what the model reads."""
     min_tokens: int
     """Fewer are neither mapped nor stored; 64 where none is given."""
+    restore: Restore
+    """How a stored prefix comes back: what is quicker by the daemon's cost model, where none is
+    given; or always by loading it, or always by computing it."""
     expires_s: float | None
     """How long what is stored lives; a week where none is given, None: for ever."""
 
@@ -65,7 +80,8 @@ class Shelf:
     """The prefixes of one namespace."""
 
     def __init__(self, client: KvClient, options: AttachOptions) -> None:
-        """Errors: EINVAL (no such name, or a time that is over already)."""
+        """Errors: EINVAL (no such name or way, or a time that is over already)."""
+        self._restore = _way(options.get("restore", Restore.QUICKEST))
         self.name = options.get("namespace", f"/kv-{os.geteuid()}")
         self._namespace = namespace_of(self.name)
         self._is_trusted = options.get("trust_namespace", False)
@@ -109,11 +125,37 @@ class Shelf:
                 uid=found.owner_uid,
             )
 
-    def find(self, model_digest: str, tokens: bytes) -> PrefixReply:
-        """The longest prefix of packed `tokens`. Errors: those of `enter`."""
+    def plan(self, model_digest: str, tokens: bytes, *, prompt_tokens: int, rows: int) -> PlanReply:
+        """The longest prefix of packed `tokens`, and how much of it to map. Errors: those of
+        `enter`."""
         # Each time: by now the daemon may be another one, with another store.
         self.enter()
-        return self._ask(self.client, self._question(model_digest, tokens))
+        question = PlanPrefix(
+            model=model_digest,
+            tokens=tokens,
+            under=self.name,
+            prompt_tokens=prompt_tokens,
+            rows=rows,
+            is_prefetched=self._restore is Restore.QUICKEST,
+        )
+        plan = self._ask(self.client, question)
+        if self._restore is Restore.LOAD:
+            # How much of it loading takes was not asked: nothing is learned of mapping from it.
+            return replace(
+                plan,
+                load_name=plan.name,
+                load_tokens=plan.tokens,
+                plan_s=plan.load_s,
+                fault_s=plan.load_s,
+            )
+        if self._restore is Restore.COMPUTE:
+            return replace(plan, load_name="", load_tokens=0, plan_s=plan.compute_s)
+        return plan
+
+    def report(self, model_digest: str, samples: list[PrefillSample]) -> None:
+        """Tell the daemon what computing took. Waits for its answer, but not for long."""
+        report = ReportPrefill(model=model_digest, samples=tuple(samples))
+        self._storing.call(report, timeout_s=_PATIENCE_S)
 
     def keep(self, rows: Rows, tokens: bytes) -> bool:
         """Store rows; `tokens` are all that they stand for, packed, those of a base included.
@@ -187,3 +229,13 @@ class Shelf:
 
     def _answered(self) -> None:
         self._pause_s = self._away_until = 0.0
+
+
+def _way(name: str) -> Restore:
+    """Errors: EINVAL."""
+    try:
+        return Restore(name)
+    except ValueError:
+        raise MemError(
+            Errno.EINVAL, f"restore is one of {', '.join(Restore)}: not {name!r}"
+        ) from None

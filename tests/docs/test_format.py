@@ -38,6 +38,7 @@ from memosd.drivers.tiers.disk import DiskTier
 from memosd.drivers.tiers.ram import RamTier
 from memosd.kernel.rows import (
     TABLES,
+    CostRow,
     CubeRow,
     EventRow,
     FormRow,
@@ -65,6 +66,7 @@ PAGE_FILE_ID = bytes.fromhex("01a203df5e660a1040ba8ce6492933cb")
 TIME_NS = 1_795_361_300_000_000_000
 EVENT_KEY = (1).to_bytes(8, "big") * 2
 ROWS: list[type[msgspec.Struct]] = [
+    CostRow,
     CubeRow,
     VersionRow,
     NamespaceRow,

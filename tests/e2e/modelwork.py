@@ -22,8 +22,11 @@ GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 8}
 
 
 def attach(model: PreTrainedModel, client: libmem.Client) -> Attached:
-    """Under /t, where all tests are at home."""
-    return libmem.hf.attach(model, client, namespace="/t", min_tokens=16)
+    """Under /t, where all tests are at home; what is stored is loaded, though models so small
+    compute it in less time."""
+    return libmem.hf.attach(
+        model, client, namespace="/t", min_tokens=16, restore=libmem.hf.Restore.LOAD
+    )
 
 
 def answer(model: Any, token_ids: torch.Tensor, **options: Any) -> list[int]:

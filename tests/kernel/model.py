@@ -110,7 +110,9 @@ class Losses:
         self._before = self._kernel.disk_space.lost
 
     def is_recorded(self, cube_id: bytes) -> bool:
-        """Is there a decision to lose some of the cube?"""
+        """Is there a decision to lose some of the cube, unless a crash took the latest along?"""
+        if self._world.kernel is not self._kernel:
+            return True
         recent = self._world.kernel.parts.heat.recent
         return any(cube == cube_id and made.action == "lost" for cube, made in recent)
 

@@ -308,7 +308,7 @@ def _outcome(user: Client, name: str) -> object:
     row = BY_NAME[name]
     fields = {"name": "/n/a", "new_name": "/n/b", "path": "/n", "handle": 1, "namespace": "/n",
               "quota": {}, "advice": "cold", "model": "", "tokens": b"", "id": 1,
-                  "key": b""}  # fmt: skip
+               "key": b"", "samples": []}  # fmt: skip
     known = {field.name for field in msgspec.structs.fields(row.request)}
     args = msgspec.convert({k: v for k, v in fields.items() if k in known}, row.request)
     context = user.world.context(user, row)

@@ -77,6 +77,16 @@ def test_prefetching_what_was_just_evicted_is_refused_with_a_reason(
     assert last.action == "prefetch refused"
 
 
+def test_uses_without_a_frame_are_recorded_too(make_world: MakeWorld) -> None:
+    world, user = thrash_world(make_world)
+    hits_of(world, user, loop(6))
+    refusals = world.kernel.reclaim.working_set.refusals
+    world.root.call(c.SetTrace(c.TraceAction.START, name="t"))
+    hits_of(world, user, loop(1))
+    assert world.kernel.reclaim.working_set.refusals > refusals
+    assert world.root.call(c.SetTrace(c.TraceAction.STOP)).accesses == 2 * FRAMES
+
+
 def test_who_turns_to_fewer_payloads_has_them_in_ram_soon(make_world: MakeWorld) -> None:
     world, user = thrash_world(make_world)
     hits_of(world, user, loop(6))

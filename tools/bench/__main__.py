@@ -28,6 +28,7 @@ _BENCHMARKS: Final = {
     "kv-int8": ("memosd.tools.bench.kv_int8", "what a prefix loses and saves on disk as int8"),
     "share": ("memosd.tools.bench.share", "memory of many processes over one prefix"),
     "prefix": ("memosd.tools.bench.prefix", "the longest prefix among 10,000 KV cubes"),
+    "cost": ("memosd.tools.bench.cost", "load or compute by cost against always either"),
     "embed": ("memosd.tools.bench.embed", "vectors of texts against sentence-transformers"),
     "recall": ("memosd.tools.bench.recall", "what a search finds of what questions need"),
     "search-scale": ("memosd.tools.bench.search_scale", "a search among 200,000 memories"),

@@ -40,6 +40,8 @@ class Daemon:
         """What the next `start` gives it: `none`, `auto`, or a folder."""
         self.config = config
         """TOML for the next `start`; empty: what `--user` means."""
+        self.environment: dict[str, str] = {}
+        """What the next `start` finds in its environment besides ours."""
         self.data_dir = data_dir
         self.runtime_dir = meeting_dir / "run"
         self._notify_path = meeting_dir / "notify"
@@ -63,7 +65,7 @@ class Daemon:
             with self._log_path.open("ab") as log:
                 self._process = subprocess.Popen(
                     [sys.executable, "-m", "memosd", *self._options()],
-                    env={**os.environ, "NOTIFY_SOCKET": str(self._notify_path)},
+                    env={**os.environ, **self.environment, "NOTIFY_SOCKET": str(self._notify_path)},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,

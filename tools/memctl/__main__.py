@@ -13,6 +13,7 @@ import typer
 
 from libmem.abi.errors import MemError
 from memosd.tools.memctl import (
+    costs,
     cubes,
     daemon,
     explain,
@@ -39,6 +40,7 @@ app: Final = typer.Typer(
 for group in (
     daemon,
     top,
+    costs,
     cubes,
     payload,
     ingest,

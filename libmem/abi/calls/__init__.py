@@ -6,6 +6,7 @@ are those of the kernel's handlers.
 """
 
 from libmem.abi.calls.base import Call, Done
+from libmem.abi.calls.cost import PlanPrefix, PlanReply, ReportPrefill, ReportReply
 from libmem.abi.calls.cube import (
     AbortCube,
     CreateCube,
@@ -143,6 +144,8 @@ __all__ = [
     "PinCube",
     "PinReply",
     "PinStat",
+    "PlanPrefix",
+    "PlanReply",
     "PolicyStat",
     "PrefixReply",
     "ReadCube",
@@ -152,6 +155,8 @@ __all__ = [
     "RemoveNamespace",
     "RenameCube",
     "RenameReply",
+    "ReportPrefill",
+    "ReportReply",
     "SealCube",
     "Search",
     "SearchReply",

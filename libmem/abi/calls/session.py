@@ -5,6 +5,7 @@ import msgspec
 from libmem.abi.calls.base import Call, Done
 from libmem.abi.calls.observe import PolicyStat
 from libmem.abi.structs import (
+    CostStat,
     Decision,
     MachineStat,
     RecallStat,
@@ -78,6 +79,8 @@ class InfoReply(Value, frozen=True):
     workers: tuple[WorkerStat, ...] = ()
     machine: MachineStat = MachineStat()
     reclaim: PolicyStat = PolicyStat()
+    costs: tuple[CostStat, ...] = ()
+    """What was measured so far; of prefills the caller's own."""
 
 
 class Info(Call[InfoReply], frozen=True):

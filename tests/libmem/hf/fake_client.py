@@ -8,10 +8,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from libmem.abi.calls import FindPrefix, PrefixReply, StatNamespace, UnlinkCube, WriteReply
+from libmem.abi.calls import (
+    FindPrefix,
+    PlanPrefix,
+    PlanReply,
+    PrefixReply,
+    ReportPrefill,
+    ReportReply,
+    StatNamespace,
+    UnlinkCube,
+    WriteReply,
+)
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.kv import kv_header, layout_of, unpack_tokens
-from libmem.abi.structs import Governance, NamespaceStat, Quota, Usage
+from libmem.abi.structs import Governance, NamespaceStat, PrefillSample, Quota, Usage
 
 __all__ = ["FakeClient", "FakeParts", "Held", "held_memory"]
 
@@ -126,6 +136,9 @@ class FakeClient:
 
     cubes: dict[str, FakeCube] = field(default_factory=dict)
     leases: int = 0
+    load_max_tokens: int = 1 << 30
+    """What it says is quicker loaded than computed."""
+    reported: tuple[PrefillSample, ...] = ()
     trouble: MemError | None = None
     owner_uid: int = field(default_factory=os.geteuid)
     """Whose all namespaces are."""
@@ -148,6 +161,11 @@ class FakeClient:
         self._fail()
         if isinstance(request, FindPrefix):
             return self.find_prefix(request.model, request.tokens, under=request.under)
+        if isinstance(request, PlanPrefix):
+            return self.plan_prefix(request)
+        if isinstance(request, ReportPrefill):
+            self.reported += request.samples
+            return ReportReply(len(request.samples))
         if isinstance(request, StatNamespace):
             return NamespaceStat(request.name, self.owner_uid, 0, 0o700, 0, Quota(), Usage())
         assert isinstance(request, UnlinkCube)
@@ -213,6 +231,18 @@ class FakeClient:
             if shared > best.tokens:
                 best = PrefixReply(f"{name}@v1", shared, len(held))
         return best
+
+    def plan_prefix(self, request: PlanPrefix) -> PlanReply:
+        """All that is found is loaded, unless `load_max_tokens` says less."""
+        found = self.find_prefix(request.model, request.tokens, under=request.under)
+        tokens = min(found.tokens, self.load_max_tokens)
+        return PlanReply(
+            name=found.name,
+            tokens=found.tokens,
+            cube_tokens=found.cube_tokens,
+            load_name=found.name if tokens else "",
+            load_tokens=tokens,
+        )
 
     def _fail(self) -> None:
         if self.trouble is not None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from memosd.tools.bench import kv, kv_int8, prefix, share
+from memosd.tools.bench import cost, kv, kv_int8, prefix, share
 from memosd.tools.bench.report import Report
 
 pytestmark = pytest.mark.slow
@@ -29,6 +29,18 @@ def test_kv(tmp_path: Path, smollm2: Path) -> None:
     found = fields(kv.measure(plan, tmp_path), bars)
     assert found["max_logit_diff"] == 0.0
     assert found["find_ms"] + found["map_ms"] <= found["ttft_mapped_ms"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cost(tmp_path: Path, smollm2: Path) -> None:
+    plan = cost.Plan(rounds=1, lengths=(64,), part_tokens=(64, 128), learning=1, disks=("far",))
+    report = cost.measure(plan, tmp_path)
+    found = fields(report, {"regret": "≤ 1.1", "worst_vs_recompute": "≤ 1.05"})
+    # The better of the two is never worse than either.
+    assert found["always_load"] >= 1.0
+    assert found["always_compute"] >= 1.0
+    classes = [field for field in found if field.startswith("far_")]
+    assert len(classes) == 2
     assert list(tmp_path.iterdir()) == []
 
 

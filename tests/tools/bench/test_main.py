@@ -14,12 +14,16 @@ from memosd.tools.bench import (
     backlog,
     boot,
     embed,
+    fairness,
     kv,
     kv_int8,
     mapping,
+    policy,
     prefix,
+    pressure,
     put,
     recall,
+    reclaim,
     rpc,
     scale,
     search_scale,
@@ -113,8 +117,9 @@ def test_a_store_of_no_cubes_is_refused(capsys: pytest.CaptureFixture[str]) -> N
 
 @pytest.fixture
 def _all_measured(_measured: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    others = (put, mapping, scale, kv, kv_int8, share, prefix, embed, search_scale, backlog)
-    for module in others:
+    storage = (put, mapping, scale, fairness, reclaim, policy, pressure)
+    models = (kv, kv_int8, share, prefix, embed, search_scale, backlog)
+    for module in storage + models:
         monkeypatch.setattr(module, "measure", lambda plan, directory: Report("other", ()))
 
 
