@@ -18,8 +18,8 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import structlog
 
+from libmem.abi.costs import CostStat, PrefillSample
 from libmem.abi.errors import MemError
-from libmem.abi.structs import CostStat, PrefillSample
 from memosd.kernel.fits import Fit
 from memosd.kernel.ledger import Ledger
 from memosd.kernel.ports import Clock, Io, Store

@@ -6,113 +6,51 @@ indexing, clearing up after a crash) and ends in order. The server calls `serve`
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
 
-import msgspec
 import psutil
 import structlog
 
 from libmem.abi.calls import InfoReply
 from libmem.abi.errors import MemError
-from libmem.abi.structs import CubeType, TierStat
+from libmem.abi.structs import TierStat
 from memosd.kernel.access import Identity
-from memosd.kernel.accounts import TierAccount
+from memosd.kernel.assembly import Gate, Outside, make_device, make_parts
 from memosd.kernel.boot import clear_leftovers, open_format
-from memosd.kernel.costs import Costs
 from memosd.kernel.cubes import Cubes
-from memosd.kernel.device import Device
 from memosd.kernel.diskspace import DiskSpace
 from memosd.kernel.dispatch import Dispatch, Peer
 from memosd.kernel.embedding import Embedding
 from memosd.kernel.events import Events
-from memosd.kernel.fairqueue import FairQueue
 from memosd.kernel.fills import Fills
 from memosd.kernel.governor import Governor
 from memosd.kernel.grants import Grants
 from memosd.kernel.headers import Headers
-from memosd.kernel.heat import Heat
 from memosd.kernel.holdings import Holdings
 from memosd.kernel.incumbent import Incumbent
 from memosd.kernel.indexer import Indexer
 from memosd.kernel.jobs import Jobs
-from memosd.kernel.ledger import Ledger
-from memosd.kernel.machine import Machine
-from memosd.kernel.namespace import Namespaces
-from memosd.kernel.pagefiles import PageFiles
 from memosd.kernel.pager import Pager
-from memosd.kernel.pagetable import Cube, PageTable
+from memosd.kernel.pagetable import Cube
 from memosd.kernel.param import Parameters
-from memosd.kernel.parts import Parts
-from memosd.kernel.policies.guarded import Guarded, make_guarded
 from memosd.kernel.policies.policy import Entry
 from memosd.kernel.ports import (
-    Clock,
-    Driver,
-    FrameTier,
-    Index,
-    Io,
     PayloadKey,
-    Store,
-    Tier,
-    Workers,
 )
 from memosd.kernel.prefetch import Prefetch
-from memosd.kernel.prefixes import Prefixes
-from memosd.kernel.pressure import Pressure
 from memosd.kernel.pricing import Repricing, worth_prefetch
 from memosd.kernel.recall import Recall
 from memosd.kernel.reclaim import Reclaim
 from memosd.kernel.removal import Removal
-from memosd.kernel.residents import Residents
 from memosd.kernel.salvage import Salvage
 from memosd.kernel.session import Session, Sessions
 from memosd.kernel.syscalls.table import HANDLERS
-from memosd.kernel.tierhealth import TierHealth, WatchedTier
-from memosd.kernel.timers import Timers
-from memosd.kernel.trace import Trace, Traces
+from memosd.kernel.trace import Trace
 from memosd.kernel.wait import Completion, detach
 from memosd.kernel.writeback import WriteBack
 
 __all__ = ["Gate", "Kernel", "Outside"]
 
 _log = structlog.get_logger("memosd.kernel")
-_LINGER_NS = 1_000_000
-
-
-class Gate(Protocol):
-    """What the kernel asks of the server."""
-
-    def send_fds(self, session: Session, handle: int, fds: Sequence[int]) -> None:
-        """Errors: EAGAIN when the client does not read its fd socket, ECANCELED when it is gone."""
-        ...
-
-    def stop(self) -> None:
-        """Begin an orderly end."""
-        ...
-
-
-class Outside(NamedTuple):
-    """Everything that boot hands in."""
-
-    clock: Clock
-    io: Io
-    store: Store
-    ram: FrameTier
-    disk: Tier
-    drivers: dict[CubeType, Driver]
-    recall_index: Index
-    index_io: Io
-    """One thread: an index has one."""
-    commit_io: Io
-    """One thread of its own, so that no commit waits behind a large page file."""
-    memory_io: Io
-    """Threads that touch memory only, so that nothing in RAM waits for a disk."""
-    gate: Gate
-    workers: Workers
-    device_workers: Workers
-    traces: Traces
-    machine: Machine | None = None
-    """None: the RAM budget stays as it is configured."""
 
 
 class Kernel:
@@ -124,7 +62,7 @@ class Kernel:
         self._store = outside.store
         self._gate = outside.gate
         self.epoch = open_format(outside.store)
-        self.parts = parts = _make_parts(parameters, outside)
+        self.parts = parts = make_parts(parameters, outside)
         self.sessions = Sessions(parameters)
         self.disk_space = DiskSpace(parts)
         self.reclaim = Reclaim(parts, WriteBack(parts, self.disk_space), self.disk_space)
@@ -150,7 +88,7 @@ class Kernel:
         self.fills = Fills(parts, self.cubes, self.pager, self.removal, self.disk_space)
         self.events = Events(parts)
         self.jobs = Jobs(outside.workers, parts.clock, parts.timers, parameters)
-        self.device = _make_device(parts, self.pager, outside)
+        self.device = make_device(parts, self.pager, outside)
         self.indexer = Indexer(parts, self.pager, outside.recall_index, outside.index_io)
         self.embedding = Embedding(self.indexer, self.jobs, parts.timers)
         self.recall = Recall(parts, self.cubes, self.indexer, self.embedding)
@@ -300,7 +238,11 @@ class Kernel:
             await self.next_turn()
         self.parts.costs.write_back()
         self.parts.table.ledger.commit()
-        await self.parts.table.ledger.durable()
+        try:
+            await self.parts.table.ledger.durable()
+        except MemError as error:
+            # What was acknowledged is durable already; this is uses and costs of late.
+            _log.warning("what was counted last was not written back", error=str(error))
         await self.indexer.close()
         for gone in workers_gone:
             await gone
@@ -385,56 +327,3 @@ class Kernel:
         if lost:
             notices.append(f"limits that cannot be read are not in force: {', '.join(lost)}")
         return notices
-
-
-def _make_device(parts: Parts, pager: Pager, outside: Outside) -> Device:
-    """The tier, empty; without a device it refuses everything."""
-    parameters = msgspec.structs.replace(
-        parts.parameters,
-        workers=1 if parts.parameters.device else 0,
-        no_workers=parts.parameters.no_device,
-    )
-    jobs = Jobs(outside.device_workers, parts.clock, parts.timers, parameters)
-    return Device(parts, pager, jobs)
-
-
-def _make_parts(parameters: Parameters, outside: Outside) -> Parts:
-    ledger = Ledger(outside.store, outside.commit_io)
-    timers = Timers(outside.clock)
-    ledger.linger = lambda call: timers.after(_LINGER_NS, call)
-    table = PageTable(ledger, outside.store, outside.clock)
-    account = TierAccount("ram", parameters.ram_budget_bytes, parameters.ram_frames)
-    on_device = TierAccount("device", parameters.device_budget_bytes, parameters.ram_frames)
-    costs = Costs(ledger, outside.store, outside.clock, parameters.io_threads)
-    health = TierHealth("disk", outside.clock)
-    disk = WatchedTier(outside.disk, health)
-    policy_faults: dict[str, str] = {}
-
-    def clock() -> float:
-        return outside.clock.monotonic_ns() / 1e9
-
-    def policy(tier: str) -> Guarded:
-        return make_guarded(parameters.policy, clock, policy_faults, tier)
-
-    return Parts(
-        parameters=parameters,
-        clock=outside.clock,
-        io=outside.io,
-        ram=outside.ram,
-        disk=disk,
-        drivers=outside.drivers,
-        timers=timers,
-        table=table,
-        pages=PageFiles(table, (outside.ram, disk), outside.io, outside.drivers, costs),
-        prefixes=Prefixes(ledger, outside.store, table),
-        namespaces=Namespaces(ledger, outside.store, parameters.disk_budget_bytes),
-        residents=Residents(account, policy("ram")),
-        on_device=Residents(on_device, policy("device")),
-        heat=Heat(ledger, outside.clock),
-        turns=FairQueue(parameters.io_threads),
-        memory_io=outside.memory_io,
-        disk_health=health,
-        pressure=Pressure(outside.clock, timers),
-        policy_faults=policy_faults,
-        costs=costs,
-    )

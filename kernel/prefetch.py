@@ -167,7 +167,8 @@ class Prefetch:
         low_bytes = int(self._parts.parameters.ram_low * account.budget.target_bytes)
         is_due = hint is self._running
         promised = 0 if is_due else sum(each.need_bytes for each in self._hints)
-        short_bytes = account.used_bytes + promised + hint.need_bytes - low_bytes
+        used_bytes = account.used_bytes - self._pager.reclaim.freeing_bytes(None)
+        short_bytes = used_bytes + promised + hint.need_bytes - low_bytes
         if promised + hint.need_bytes > low_bytes:
             return f"no room: {promised + hint.need_bytes} bytes wait, {low_bytes} is the low mark"
         victims = self._parts.residents.victims_by_level(None)

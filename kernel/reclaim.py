@@ -82,7 +82,7 @@ class Reclaim:
                 raise shortage  # nobody else's payload could help
             whom = Whom(account.full_group(group, need_bytes), group)
             lack_bytes = max(1, need_bytes - int(shortage.detail.get("free_bytes", need_bytes)))
-            lack_bytes -= self._freeing_bytes(whom.root)
+            lack_bytes -= self.freeing_bytes(whom.root)
             if lack_bytes <= 0:
                 await first_done(self._freeing)
             elif self._evict_clean(whom, lack_bytes, shortage):
@@ -212,7 +212,7 @@ class Reclaim:
         account = self._residents.account
 
         def over_bytes() -> float:
-            used_bytes = account.used_bytes - self._freeing_bytes(None)
+            used_bytes = account.used_bytes - self.freeing_bytes(None)
             return used_bytes - self._mark(self._parameters.ram_low)
 
         try:
@@ -225,7 +225,7 @@ class Reclaim:
         can go."""
         account = self._residents.account
         await self._reclaim_while(
-            lambda: account.used_by(group) - self._freeing_bytes(group) - to_bytes, group, reason
+            lambda: account.used_by(group) - self.freeing_bytes(group) - to_bytes, group, reason
         )
 
     async def _reclaim_while(
@@ -318,7 +318,8 @@ class Reclaim:
 
         done.on_done(release)
 
-    def _freeing_bytes(self, root: Group | None) -> int:
+    def freeing_bytes(self, root: Group | None) -> int:
+        """Charged, but about to be given back; of a subtree, or (None) of all."""
         return sum(
             size_bytes
             for group, size_bytes in self._freeing.values()

@@ -13,23 +13,19 @@ from collections.abc import Sequence
 from typing import Any, Final, Unpack, cast
 
 from libmem.abi import calls as c
-from libmem.abi.control import GroupStat, Limits
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.limits import WATCH_MAX_MS
 from libmem.abi.structs import (
     Advice,
     CubeType,
-    Decision,
     Event,
     Hit,
-    NamespaceStat,
-    Quota,
-    SessionStat,
     Stat,
     TierName,
 )
 from libmem.abi.syscalls import BY_REQUEST, Syscall
 from libmem.abi.wire import decode_result, encode_arguments
+from libmem.administration import Administration
 from libmem.connection import Connection
 from libmem.fill import FillMemory
 from libmem.lease import Grant, Pin
@@ -42,10 +38,9 @@ from libmem.steps import Acquire, Items, Pages, Steps
 __all__ = ["Operations", "watch_pages"]
 
 _PAGE_CUBES: Final = 500
-_FSCK_CUBES: Final = 100
 
 
-class Operations:
+class Operations(Administration):
     """The operations. Names are absolute (`/namespace/path`, `@v3` for an old version)."""
 
     _connection: Connection
@@ -252,103 +247,6 @@ class Operations:
             model=model, tokens=tokens, under=under, prompt_tokens=prompt_tokens, rows=rows
         )
 
-    @one_call
-    def explain(self, name: str) -> c.Call[c.ExplainReply]:
-        """Why a cube is where it is."""
-        return c.Explain(name=name)
-
-    @steps
-    def log(self, limit: int = 100) -> Steps[tuple[tuple[str, Decision], ...]]:
-        """The kernel's latest decisions as (cube name, decision), newest first."""
-        reply: c.LogReply = yield c.Log(limit=limit)
-        return reply.decisions
-
-    @one_call
-    def hottest(self, limit: int = 10) -> c.Call[c.HottestReply]:
-        """The cubes that are used most just now."""
-        return c.Hottest(limit)
-
-    @one_call
-    def set_policy(self, name: str) -> c.Call[c.PolicyStat]:
-        """Put another reclaim policy in charge; for the administrator."""
-        return c.SetPolicy(name)
-
-    @one_call
-    def info(self) -> c.Call[c.InfoReply]:
-        """The daemon's state: tiers, budgets, sessions, counters."""
-        return c.Info()
-
-    @pages
-    def sessions(self) -> Pages[SessionStat]:
-        """The open sessions of one's own user; to the administrator all of them."""
-        after = 0
-        while True:
-            reply: c.ListSessionsReply = yield c.ListSessions(after)
-            yield Items(reply.sessions)
-            after = reply.next_after
-            if not after:
-                return
-
-    @pages
-    def pins(self) -> Pages[c.PinStat]:
-        """The pins of one's own user; to the administrator all of them."""
-        after = 0
-        while True:
-            reply: c.ListPinsReply = yield c.ListPins(after)
-            yield Items(reply.pins)
-            after = reply.next_after
-            if not after:
-                return
-
-    # Namespaces
-
-    @one_call
-    def make_namespace(self, name: str, mode: int | None = None) -> c.Call[NamespaceStat]:
-        """Make a namespace owned by the caller."""
-        return c.MakeNamespace(name=name, mode=mode)
-
-    @pages
-    def namespaces(self) -> Pages[NamespaceStat]:
-        """The namespaces that the caller may enter."""
-        reply: c.ReaddirReply = yield c.Readdir("/")
-        yield Items(reply.namespaces)
-
-    @steps
-    def remove_namespace(self, name: str) -> Steps[None]:
-        """Remove an empty namespace."""
-        yield c.RemoveNamespace(name=name)
-
-    @one_call
-    def stat_namespace(self, name: str) -> c.Call[NamespaceStat]:
-        """Owner, mode, quota and usage."""
-        return c.StatNamespace(name=name)
-
-    @one_call
-    def set_quota(self, namespace: str, quota: Quota) -> c.Call[NamespaceStat]:
-        """Set a namespace's ceilings; for the administrator."""
-        return c.SetQuota(namespace=namespace, quota=quota)
-
-    @one_call
-    def set_limits(self, path: str, limits: Limits) -> c.Call[GroupStat]:
-        """Set what a namespace, or a folder below one, is granted of each tier.
-
-        For the administrator; a folder's for the owner of its namespace as well.
-        """
-        return c.SetLimits(path=path, limits=limits)
-
-    @pages
-    def limits(self, path: str = "/") -> Pages[GroupStat]:
-        """The control groups of a subtree, with their limits and what they use."""
-        cursor = ""
-        while True:
-            reply: c.StatLimitsReply = yield c.StatLimits(path, is_recursive=True, cursor=cursor)
-            yield Items(reply.groups)
-            cursor = reply.next_cursor
-            if not cursor:
-                return
-
-    # The daemon
-
     @steps
     def batch(
         self, requests: Sequence[c.Call[Any]], *, stop_on_error: bool = False
@@ -365,31 +263,6 @@ class Operations:
         )
         reply: c.BatchReply = yield c.Batch(calls=calls, stop_on_error=stop_on_error)
         return [_outcome(row, item) for row, item in zip(rows, reply.results, strict=True)]
-
-    @steps
-    def sync(self) -> Steps[None]:
-        """Return when all that was committed so far, cache cubes included, is on disk."""
-        yield c.Sync()
-
-    @pages
-    def fsck(self, *, repair: bool = False) -> Pages[c.FsckReply]:
-        """Verify every cube, yielding after each stretch; `repair` quarantines what is broken."""
-        cursor = ""
-        while True:
-            reply: c.FsckReply = yield c.Fsck(cursor, _FSCK_CUBES, repair)
-            yield Items((reply,))
-            cursor = reply.next_cursor
-            if not cursor:
-                return
-
-    @steps
-    def shutdown(self) -> Steps[None]:
-        """Stop the daemon; for the administrator."""
-        try:
-            yield c.Shutdown()
-        except MemError as error:
-            if error.errno is not Errno.ECONNRESET:  # gone before it could say so
-                raise
 
 
 def _cube_pages(path: str, is_recursive: bool) -> Pages[Stat]:

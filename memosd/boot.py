@@ -12,6 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import msgspec
+
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.kv import KvForm, KvStored
 from libmem.abi.paths import FD_SOCKET
@@ -87,14 +89,11 @@ def boot(config: Config) -> Daemon:
     runtime_dir = config.listen.runtime_dir
     check_runtime_dir(runtime_dir, config.listen.mode_bits)
     # Binding a socket takes it away from whoever listens there, without a word to anybody.
-    runtime_lock = _lock(runtime_dir, "memosd.lock", "runtime")
+    locks = data_lock, _lock(runtime_dir, "memosd.lock", "runtime")
     table, map_bytes = config.store.data_dir / "table.mdb", config.store.table_map_bytes
     store = LmdbStore(table, TABLES, map_bytes, _tell_of_probe)
     wakeup = Wakeup()
-    io = IoPool(wakeup, config.store.io_threads, "io")
-    index_io = IoPool(wakeup, 1, "index")
-    commit_io = IoPool(wakeup, 1, "commit")
-    memory_io = IoPool(wakeup, _MEMORY_THREADS, "memory")
+    pools = io, index_io, commit_io, memory_io = _pools(config, wakeup)
     disk = disk_tier(config.store.data_dir)
     server = Server(runtime_dir, config.listen.mode_bits, wakeup, share)
     supervisors = tuple(
@@ -123,8 +122,17 @@ def boot(config: Config) -> Daemon:
     if config.ram.reserve_bytes:
         machine.arm()
     server.kernel.start()
-    pools, locks = (io, index_io, commit_io, memory_io), (data_lock, runtime_lock)
     return Daemon(server, pools, wakeup, supervisors, machine, store, locks)
+
+
+def _pools(config: Config, wakeup: Wakeup) -> tuple[IoPool, IoPool, IoPool, IoPool]:
+    """Threads for page files, for the index, for commits, and for what touches memory only."""
+    return (
+        IoPool(wakeup, config.store.io_threads, "io"),
+        IoPool(wakeup, 1, "index"),
+        IoPool(wakeup, 1, "commit"),
+        IoPool(wakeup, _MEMORY_THREADS, "memory"),
+    )
 
 
 def _drivers(config: Config) -> list[TopHalf]:
@@ -195,22 +203,11 @@ def _lock(directory: Path, name: str, what: str) -> int:
 
 def _parameters(config: Config, share: Descriptors) -> Parameters:
     limits, namespaces, behaviour = config.limits, config.namespaces, config.behaviour
-    return Parameters(
+    return msgspec.structs.replace(
+        _tiers(config, share),
         admin_uids=frozenset({0, os.geteuid()}),
         data_dir=str(config.store.data_dir),
         fd_socket=str(config.listen.runtime_dir / FD_SOCKET),
-        ram_budget_bytes=config.ram.budget_bytes,
-        ram_high=config.ram.high_watermark,
-        ram_low=config.ram.low_watermark,
-        ram_reserve_bytes=config.ram.reserve_bytes,
-        ram_frames=share.frames,
-        disk_budget_bytes=config.disk.budget_bytes,
-        disk_high=config.disk.high_watermark,
-        disk_low=config.disk.low_watermark,
-        writeback_share=config.disk.writeback_share,
-        io_threads=config.store.io_threads,
-        policy=config.ram.policy,
-        inline_limit_bytes=config.disk.inline_limit_bytes,
         call_by_value_bytes=limits.call_by_value_bytes,
         sessions=share.sessions,
         sessions_per_uid=limits.sessions_per_uid,
@@ -230,10 +227,28 @@ def _parameters(config: Config, share: Descriptors) -> Parameters:
         no_workers=_why_no_workers(config),
         is_words_only=config.models.embedder == "none",
         job_timeout_ns=int(config.workers.job_timeout_s * _NS),
-        device="" if config.device.name == "none" else config.device.name,
-        device_budget_bytes=config.device.budget_bytes,
         log_retain_events=config.store.log_retain_events,
         heat_flush_ns=int(behaviour.heat_flush_s * _NS),
         expiry_sweep_ns=int(behaviour.expiry_sweep_s * _NS),
         writeback_delay_ns=int(behaviour.writeback_delay_s * _NS),
+    )
+
+
+def _tiers(config: Config, share: Descriptors) -> Parameters:
+    """What concerns where payloads lie."""
+    return Parameters(
+        ram_budget_bytes=config.ram.budget_bytes,
+        ram_high=config.ram.high_watermark,
+        ram_low=config.ram.low_watermark,
+        ram_reserve_bytes=config.ram.reserve_bytes,
+        ram_frames=share.frames,
+        disk_budget_bytes=config.disk.budget_bytes,
+        disk_high=config.disk.high_watermark,
+        disk_low=config.disk.low_watermark,
+        writeback_share=config.disk.writeback_share,
+        io_threads=config.store.io_threads,
+        policy=config.ram.policy,
+        inline_limit_bytes=config.disk.inline_limit_bytes,
+        device="" if config.device.name == "none" else config.device.name,
+        device_budget_bytes=config.device.budget_bytes,
     )

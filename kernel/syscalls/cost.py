@@ -4,10 +4,10 @@ import math
 from typing import Final
 
 from libmem.abi import calls as c
+from libmem.abi.costs import PrefillSample
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.kv import KV_TOKENS_MAX, TOKEN_BYTES, fingerprint
 from libmem.abi.names import parse_subtree
-from libmem.abi.structs import PrefillSample
 from memosd.kernel import pricing
 from memosd.kernel.dispatch import Context
 from memosd.kernel.events import is_under

@@ -22,9 +22,9 @@ from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import Cache
 
 from libmem.abi.calls import PlanReply
+from libmem.abi.costs import PrefillSample
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.kv import pack_tokens
-from libmem.abi.structs import PrefillSample
 from libmem.hf.cache import (
     CopiedCache,
     KvClient,

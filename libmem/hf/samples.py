@@ -11,7 +11,7 @@ import time
 from collections import deque
 from typing import Final, NamedTuple
 
-from libmem.abi.structs import PrefillSample
+from libmem.abi.costs import PrefillSample
 
 __all__ = ["Batch", "Samples"]
 

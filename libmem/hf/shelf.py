@@ -26,10 +26,11 @@ from libmem.abi.calls import (
     StatNamespace,
     UnlinkCube,
 )
+from libmem.abi.costs import PrefillSample
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.kv import TOKEN_BYTES
 from libmem.abi.names import namespace_of
-from libmem.abi.structs import Governance, NamespaceStat, PrefillSample, Value
+from libmem.abi.structs import Governance, NamespaceStat, Value
 from libmem.hf.cache import KvClient
 from libmem.hf.store import Rows, save_rows
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import libmem
 from libmem import CubeType
 from libmem.abi.calls import PlanReply, ReportPrefill
+from libmem.abi.costs import CostStat, PrefillSample
 from libmem.abi.kv import KvHeader, pack_tokens
-from libmem.abi.structs import CostStat, PrefillSample
 from memosd.drivers.tiers.throttled import VARIABLE, Speed
 from tests.caches import MODEL, attributes_of, header_of, payload_of, wavy
 from tests.e2e.daemon import Daemon

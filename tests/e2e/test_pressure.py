@@ -52,6 +52,7 @@ def test_what_is_pinned_stays(idle: Daemon) -> None:
         assert info.machine.total_bytes == 0, "nobody looks without a reserve"
     idle.stop()
     idle.config = f'[ram]\nbudget_bytes = {BUDGET}\nreserve_bytes = "99.99%"\n'
+    idle.config += "[limits]\npin_share_per_uid = 1.0\n"
     idle.start()
     with idle.connect() as client:
         eventually(lambda: tier(client.info(), "ram").budget_bytes == FLOOR, "the budget falls")

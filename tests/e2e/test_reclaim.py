@@ -51,7 +51,7 @@ sys.stdin.read()
 
 
 def test_a_client_that_pins_everything_is_told_of_and_its_death_mends_all(idle: Daemon) -> None:
-    idle.config = CONFIG
+    idle.config = CONFIG + "[limits]\npin_share_per_uid = 1.0\n"
     idle.start()
     with idle.connect() as client:
         client.make_namespace("/t")

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from libmem.abi import calls as c
+from libmem.abi.costs import CostStat, PrefillSample
 from libmem.abi.errors import Errno
-from libmem.abi.structs import CostStat, PrefillSample
 from memosd.drivers.tiers.faulty import Operation
 from memosd.kernel.costs import Costs, Transfer
 from memosd.kernel.ledger import Ledger

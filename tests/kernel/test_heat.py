@@ -3,6 +3,7 @@
 import pytest
 
 from libmem.abi import calls as c
+from libmem.abi.errors import Errno
 from libmem.abi.structs import Advice, Behaviour, Durability, TierName
 from tests.kernel.conftest import MakeWorld
 from tests.kernel.fakes import SECOND_NS
@@ -60,6 +61,15 @@ def test_an_orderly_end_keeps_the_last_observation(world: World, user: Client) -
     world.stop()
     world.crash()
     assert world.client().stat("/n/a").behaviour.reads == 1
+
+
+def test_a_full_disk_does_not_keep_the_daemon_from_ending(world: World, user: Client) -> None:
+    user.write("/n/a", b"x")
+    user.read("/n/a")
+    world.store.fail_commit(Errno.ENOSPC)
+    world.stop().result()
+    world.crash()
+    assert world.client().stat("/n/a").behaviour.reads == 0
 
 
 def test_observations_belong_to_the_cube_not_to_its_name(world: World, user: Client) -> None:

@@ -325,17 +325,15 @@ class KernelMachine(RuleBasedStateMachine):
         errno, reply = self.ask(self.world.root, c.HistoryCube(name=name), {Errno.ENOENT})
         return () if errno else reply.versions
 
+    @precondition(lambda self: self.clients)
     @invariant()
     def all_is_well(self) -> None:
-        if not self.clients:
-            return
         check_at_rest(self.world.kernel, self.world.ram, self.world.disk)
         self.compare_all()
         for held in self.model.held:
             check_held(self.world.kernel, held)
         # A disk that failed in a row is bypassed until it takes a payload again.
-        is_failing = self.world.is_failing or self.world.kernel.parts.disk_health.is_failing
-        self.may_lose = self.may_lose and is_failing
+        self.may_lose &= self.world.is_failing or self.world.kernel.parts.disk_health.is_failing
         self.model.losses.settle()
 
     def compare_all(self) -> None:

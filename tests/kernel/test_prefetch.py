@@ -238,6 +238,19 @@ def test_hints_get_what_is_below_the_low_watermark(make_world: MakeWorld) -> Non
     assert in_ram(user, "abcdef") == "abcd"
 
 
+def test_what_is_about_to_be_given_back_is_room(make_world: MakeWorld) -> None:
+    world = make_world(ram_budget_bytes=2 * PAGED, ram_low=0.5, free_at_once_bytes=0)
+    user = world.client()
+    user.make("/n")
+    absent(user, "a")
+    user.blob("/n/b", bytes(PAGED))
+    user.start(c.Evict("/n/b"))
+    assert [job.name for job in world.io.jobs] == ["discard"], "charged until it is done"
+    assert user.start(willneed("/n/a")).result().outcome is AdviceOutcome.QUEUED
+    world.settle()
+    assert in_ram(user, "ab") == "a"
+
+
 def test_what_was_used_lately_does_not_go_for_a_hint(small: World, owner: Client) -> None:
     absent(owner, "e")
     for name in "abc":

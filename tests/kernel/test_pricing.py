@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 
 from libmem.abi import calls as c
+from libmem.abi.costs import PrefillSample
 from libmem.abi.errors import Errno
 from libmem.abi.kv import pack_tokens
-from libmem.abi.structs import Advice, Durability, EventKind, Governance, PrefillSample
+from libmem.abi.structs import Advice, Durability, EventKind, Governance
 from memosd.kernel import pricing
 from memosd.kernel.costs import Transfer
 from memosd.kernel.pagetable import Cube

@@ -42,6 +42,7 @@ from tests.kernel.fakes import (
     FakePeer,
     FakeTraces,
     FakeWorkers,
+    count_ids,
 )
 from tests.kernel.invariants import ROW_BYTES, CountedRam, check_at_rest
 
@@ -249,20 +250,17 @@ class World:
         self.disk = FaultyTier(pages, self.plan)
         self._store: FakeStore | LmdbStore = self._open_store()
         self._pids = itertools.count(100)
+        count_ids()
         self._boot()
 
     def _open_store(self) -> FakeStore | LmdbStore:
-        if self.is_real:
-            return LmdbStore(self.directory / "table.mdb", TABLES, MAP_BYTES)
-        return FakeStore(TABLES)
+        file = self.directory / "table.mdb"
+        return LmdbStore(file, TABLES, MAP_BYTES) if self.is_real else FakeStore(TABLES)
 
     def _boot(self) -> None:
-        self.gate = FakeGate()
-        self.workers = FakeWorkers()
-        self.device_workers = FakeWorkers(first=7000)
-        self.io = FakeIo()
-        self.index_io = FakeIo()
-        self.traces = FakeTraces()
+        self.gate, self.traces = FakeGate(), FakeTraces()
+        self.workers, self.device_workers = FakeWorkers(), FakeWorkers(first=7000)
+        self.io, self.index_io = FakeIo(), FakeIo()
         self.ram = CountedRam()
         outside = Outside(
             clock=self.clock,
@@ -283,8 +281,7 @@ class World:
         )
         self.kernel = Kernel(self.parameters, outside, "memosd test")
         self.kernel.start()
-        self.root = self.client(ROOT)
-        """The administrator."""
+        self.root = self.client(ROOT)  # the administrator
 
     @property
     def store(self) -> FakeStore:

@@ -94,6 +94,11 @@ def _parser() -> argparse.ArgumentParser:
         choices=["int8"],
         help="kv: what it costs to lie on disk in that form; the same as kv-int8",
     )
+    _add_inputs(parser)
+    return parser
+
+
+def _add_inputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         type=Path,
@@ -117,7 +122,6 @@ def _parser() -> argparse.ArgumentParser:
         default=Path("/var/tmp"),
         help="where the stores are made and removed again; a real disk (default: %(default)s)",
     )
-    return parser
 
 
 def _count(text: str) -> int:

@@ -5,7 +5,7 @@ from typing import Final
 import typer
 
 from libmem.abi.calls import Info
-from libmem.abi.structs import CostStat
+from libmem.abi.costs import CostStat
 from memosd.tools.memctl.command import Session, command
 from memosd.tools.memctl.cubes import owner
 from memosd.tools.memctl.output import Column

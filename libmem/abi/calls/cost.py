@@ -1,7 +1,8 @@
 """Requests about costs: what computing took, and whether to load or to compute."""
 
 from libmem.abi.calls.base import Call
-from libmem.abi.structs import PrefillSample, Value
+from libmem.abi.costs import PrefillSample
+from libmem.abi.structs import Value
 
 __all__ = ["PlanPrefix", "PlanReply", "ReportPrefill", "ReportReply"]
 

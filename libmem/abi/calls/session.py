@@ -4,8 +4,8 @@ import msgspec
 
 from libmem.abi.calls.base import Call, Done
 from libmem.abi.calls.observe import PolicyStat
+from libmem.abi.costs import CostStat
 from libmem.abi.structs import (
-    CostStat,
     Decision,
     MachineStat,
     RecallStat,

@@ -19,9 +19,10 @@ from libmem.abi.calls import (
     UnlinkCube,
     WriteReply,
 )
+from libmem.abi.costs import PrefillSample
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.kv import kv_header, layout_of, unpack_tokens
-from libmem.abi.structs import Governance, NamespaceStat, PrefillSample, Quota, Usage
+from libmem.abi.structs import Governance, NamespaceStat, Quota, Usage
 
 __all__ = ["FakeClient", "FakeParts", "Held", "held_memory"]
 

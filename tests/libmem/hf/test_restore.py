@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
+from libmem.abi.costs import PrefillSample
 from libmem.abi.errors import Errno, MemError
-from libmem.abi.structs import PrefillSample
 from libmem.hf import Attached, Restore, attach
 from libmem.hf.samples import Samples
 from tests.libmem.hf.fake_client import FakeClient

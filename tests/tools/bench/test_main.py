@@ -13,6 +13,7 @@ from libmem.abi.errors import Errno, MemError
 from memosd.tools.bench import (
     backlog,
     boot,
+    cost,
     embed,
     fairness,
     kv,
@@ -118,7 +119,7 @@ def test_a_store_of_no_cubes_is_refused(capsys: pytest.CaptureFixture[str]) -> N
 @pytest.fixture
 def _all_measured(_measured: None, monkeypatch: pytest.MonkeyPatch) -> None:
     storage = (put, mapping, scale, fairness, reclaim, policy, pressure)
-    models = (kv, kv_int8, share, prefix, embed, search_scale, backlog)
+    models = (kv, kv_int8, share, prefix, cost, embed, search_scale, backlog)
     for module in storage + models:
         monkeypatch.setattr(module, "measure", lambda plan, directory: Report("other", ()))
 

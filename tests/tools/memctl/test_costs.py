@@ -1,7 +1,7 @@
 """costs: what was measured, in units for people."""
 
 from libmem.abi.calls import Info
-from libmem.abi.structs import CostStat
+from libmem.abi.costs import CostStat
 from tests.tools.memctl.fake import Memctl
 from tests.tools.memctl.test_daemon import make_info
 
