@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from memosd.kernel.fits import ENOUGH, Fit
 from memosd.kernel.rows import CostRow, decode_row, encode_row
+from tests.kernel.fakes import SECOND_NS
 
 PRIOR = (1e-3, 1 / 500e6)
 MIB = 1 << 20
@@ -122,6 +123,15 @@ def test_it_goes_on_from_its_row() -> None:
     again = Fit(PRIOR, returns=True, row=row)
     assert again.seconds((1.0, MIB), 0) == pytest.approx(fit.seconds((1.0, MIB), 0))
     assert msgspec.structs.astuple(again.row) == msgspec.structs.astuple(fit.row)
+
+
+def test_what_was_measured_a_minute_ago_still_counts_however_far_from_the_guess() -> None:
+    fit = transfers()
+    feed(fit, 0.4, 200e6, [4, 64, 16, 90, 32, 4, 90, 16])
+    now = fit.seconds((1.0, MIB), 0)
+    assert fit.seconds((1.0, MIB), 60 * SECOND_NS) == pytest.approx(now, rel=0.06)
+    guess = fit.guess((1.0, MIB))
+    assert fit.seconds((1.0, MIB), 600 * SECOND_NS) == pytest.approx((guess * now) ** 0.5)
 
 
 def test_a_row_of_another_size_starts_anew() -> None:
