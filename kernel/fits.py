@@ -31,9 +31,11 @@ _LEAST: Final = 1e-6
 """No estimate is a smaller part of its guess: nothing takes no time."""
 _FAR: Final = 3.0
 """Times more or less than expected is far off."""
-_RIDGE: Final = 0.001
+_RIDGE: Final = 1e-4
 """Weight of the prior's shape, in measurements: it decides what no measurement tells of, and must
-not hold back a factor that is hundreds of times another's."""
+not hold back a factor that is hundreds of times another's. With ten times as much, a disk of 400 ms
+and 200 MB/s is foretold 25 % off after 12 loads (8 % so); with a tenth, long prompts after short
+ones only are."""
 _SHAPED: Final = 4
 """Measurements of several sizes after which one that is far off is more likely odd than right."""
 _HALF_LIFE_S: Final = 600.0

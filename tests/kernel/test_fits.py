@@ -134,6 +134,14 @@ def test_what_was_measured_a_minute_ago_still_counts_however_far_from_the_guess(
     assert fit.seconds((1.0, MIB), 600 * SECOND_NS) == pytest.approx((guess * now) ** 0.5)
 
 
+def test_a_latency_hundreds_of_times_the_guess_is_found() -> None:
+    fit = transfers()
+    feed(fit, 0.4, 200e6, [4, 64, 16, 90, 32, 4, 90, 16, 64, 32])
+    for size in (4, 90):
+        wanted = pytest.approx(0.4 + size * MIB / 200e6, rel=0.15)
+        assert fit.seconds((1.0, size * MIB), 0) == wanted
+
+
 def test_a_row_of_another_size_starts_anew() -> None:
     fit = Fit(PRIOR, returns=True, row=CostRow(gram=[1.0], moment=[1.0], samples=9))
     assert fit.row.samples == 0

@@ -121,6 +121,8 @@ def test_a_long_queue_makes_loading_dearer(world: World, user: Client, cube: str
     assert not plan(user, [*LONG, 99], is_prefetched=False).load_tokens
     waiting.clear()
     assert plan(user, [*LONG, 99], is_prefetched=False).load_tokens
+    for _ in range(30):
+        world.kernel.parts.costs.observe(LOAD, MIB, 0.04)
     world.kernel.parts.turns.waiting_bytes = 64 << 30
     assert not plan(user, [*LONG, 99], is_prefetched=False).load_tokens, "they have no turn yet"
     world.kernel.parts.turns.waiting_bytes = 0
