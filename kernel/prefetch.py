@@ -15,6 +15,7 @@ from typing import Final
 
 from libmem.abi.calls import AdviceOutcome, AdviseReply
 from libmem.abi.errors import Errno, MemError
+from libmem.abi.limits import HINT_PATIENCE_NS
 from libmem.abi.structs import CubeType
 from memosd.kernel.namespace import Namespace
 from memosd.kernel.pager import Pager
@@ -28,8 +29,6 @@ from memosd.kernel.wait import Completion, detach
 __all__ = ["DEADLINE_MAX_NS", "Prefetch"]
 
 DEADLINE_MAX_NS: Final = 86_400_000_000_000
-_PATIENCE_NS: Final = 60_000_000_000
-"""A hint without a deadline is dropped when the disk was never free for so long."""
 _SOON_NS: Final = 10_000_000_000
 """When such a one is taken to be needed."""
 _HINTS_MAX: Final = 4096
@@ -57,7 +56,7 @@ class _Hint:
         self.session = session
         self.cube = cube
         self.asked_ns = asked_ns
-        self.due_ns = asked_ns + (deadline_ns or _PATIENCE_NS)
+        self.due_ns = asked_ns + (deadline_ns or HINT_PATIENCE_NS)
         self.needed_ns = asked_ns + (deadline_ns or _SOON_NS)
         self.need_bytes = 0
         self.done: Completion[AdviseReply] = Completion()
@@ -76,6 +75,7 @@ class Prefetch:
         self._hints: dict[_Hint, None] = {}
         """Those not answered yet, the one that is carried out included."""
         self._running: _Hint | None = None
+        self._is_pumping = False
         self.object_to: Callable[[Cube, int], str] = _no_objection
         """Why a cube with so many bytes to load is not worth it, or empty; may be set at
         assembly."""
@@ -193,11 +193,17 @@ class Prefetch:
 
     def pump(self) -> None:
         """Begin the next one where nothing is in its way."""
-        while self._queue and self._running is None and not self._pager.is_filling:
-            hint = heapq.heappop(self._queue)[2]
-            if not hint.done.is_done:
-                self._running = hint
-                detach(self._carry_out(hint))
+        if self._is_pumping:
+            return  # one ended at once; the loop below goes on
+        self._is_pumping = True
+        try:
+            while self._queue and self._running is None and not self._pager.is_filling:
+                hint = heapq.heappop(self._queue)[2]
+                if not hint.done.is_done:
+                    self._running = hint
+                    detach(self._carry_out(hint))
+        finally:
+            self._is_pumping = False
 
     async def _carry_out(self, hint: _Hint) -> None:
         try:

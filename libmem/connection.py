@@ -30,6 +30,7 @@ from libmem.abi.calls import (
     Watch,
 )
 from libmem.abi.errors import Errno, MemError
+from libmem.abi.limits import HINT_PATIENCE_NS
 from libmem.abi.paths import find_runtime_dir
 from libmem.abi.syscalls import BY_REQUEST, SYSCALLS, Access
 from libmem.abi.wire import Reply, decode_result, fault_error
@@ -234,7 +235,7 @@ def deadline_of(step: Step, patience_s: float) -> float:
     if type(step) is Watch:
         wait_s = step.timeout_ms / 1000
     elif type(step) is AdviseCube and step.wait:
-        wait_s = step.deadline_ns / 1e9
+        wait_s = (step.deadline_ns or HINT_PATIENCE_NS) / 1e9
     return time.monotonic() + patience_s + wait_s
 
 

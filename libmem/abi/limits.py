@@ -49,6 +49,9 @@ BESIDE_MAX: Final = 32
 """Passages that a search shows before and after each hit."""
 SEARCH_WAIT_MAX_MS: Final = 60_000
 """How long a search may wait for its query's vector."""
+HINT_PATIENCE_NS: Final = 60_000_000_000
+"""A hint without a deadline is dropped when the disk was never free for so long; who waits for
+what becomes of it waits as long."""
 EVENTS_MAX: Final = 1000
 WATCH_MAX_MS: Final = 60_000
 PRIORITY_MAX: Final = 100

@@ -209,6 +209,19 @@ def test_hints_that_ended_take_no_room_while_the_disk_is_busy(world: World, user
     world.settle()
 
 
+def test_many_that_end_at_once_are_all_answered(make_world: MakeWorld) -> None:
+    world = make_world(prefetches_per_session=1000, ram_budget_bytes=1000 * PAGED)
+    user = world.client()
+    user.make("/n")
+    absent(user, "ab")
+    user.start(c.PinCube("/n/a"))
+    hints = [begin(world, user, willneed("/n/b", wait=True)) for _ in range(250)]
+    user.unlink("/n/b")
+    world.settle()
+    assert {hint.result().errno for hint in hints} == {Errno.ENOENT}
+    assert len(world.kernel.prefetch) == 0
+
+
 # -- bounds --------------------------------------------------------------------------------------
 
 
