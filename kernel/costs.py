@@ -6,7 +6,8 @@ nothing was measured there are guesses, and `is_measured` says so. Kept over res
 `costs` follow every few seconds, like heat; a damaged one starts anew.
 
 Nobody's reports count for others: what a model's prefill takes for one user is what that user
-reported; who reported nothing is answered by the median of the others, which no one user moves.
+reported; who reported nothing is answered by the median of the others, marked as borrowed: where
+few report, one user moves it.
 Kernel thread only; transfers are timed where they happen, on I/O threads, so that the time a
 transfer waited for its thread is no part of what the tier takes.
 """
@@ -64,6 +65,8 @@ class Estimate(NamedTuple):
 
     seconds: float
     is_measured: bool
+    is_borrowed: bool = False
+    """Measured by other users only: good for an answer, decides nothing about what one owns."""
 
 
 class _Prefill(NamedTuple):
@@ -220,7 +223,7 @@ class Costs:
             if model == whose.model and known.fit.is_measured
         ]
         if others:
-            return Estimate(statistics.median_low(others), is_measured=True)
+            return Estimate(statistics.median_low(others), is_measured=True, is_borrowed=True)
         if own is not None:
             return Estimate(own.fit.seconds(features, now_ns), is_measured=False)
         return Estimate(_guess(prior, features), is_measured=False)

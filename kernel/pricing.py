@@ -70,12 +70,16 @@ def _queue_s(parts: Parts) -> float:
 
 
 def _compute(parts: Parts, cube_id: bytes, key: PayloadKey) -> Estimate | None:
-    """What its owner's machine takes to compute a payload again; None: it is nothing computed."""
+    """What its owner's machine takes to compute a payload again; None: it is nothing computed.
+
+    What only others measured counts as a guess: a liar among them would have it lost.
+    """
     span = parts.prefixes.span(key)
     row = parts.table.cube_row(cube_id)
     if span is None or row is None:
         return None
-    return parts.costs.prefill(span.model, row.uid, span.end - span.start, span.start)
+    took = parts.costs.prefill(span.model, row.uid, span.end - span.start, span.start)
+    return took._replace(is_measured=took.is_measured and not took.is_borrowed)
 
 
 def restore_s(parts: Parts, resident: Resident) -> float:

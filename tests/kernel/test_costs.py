@@ -142,7 +142,8 @@ def test_a_liar_spoils_only_its_own_view(world: World, user: Client, costs: Cost
     for number in range(2):
         report(world.client(uid=3000 + number), SECOND, SECOND)
     assert costs.prefill(KEY, 9999, 1000).seconds == pytest.approx(1.0, rel=0.1)
-    assert costs.prefill(KEY, 9999, 1000).is_measured
+    assert costs.prefill(KEY, 9999, 1000)[1:] == (True, True), "measured, and borrowed"
+    assert not costs.prefill(KEY, user.identity.uid, 1000).is_borrowed
     assert not costs.prefill(bytes.fromhex(OTHER_MODEL), 9999, 1000).is_measured
 
 

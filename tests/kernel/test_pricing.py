@@ -211,6 +211,22 @@ def test_what_is_computed_quicker_is_not_written_back(world: World, user: Client
     assert user.stat("/n/a").tiers == ("ram", "disk"), "who asks for it gets it"
 
 
+def test_what_others_say_of_computing_loses_nobody_anything(world: World, user: Client) -> None:
+    disk_takes(world, 5.0)
+    disk_takes(world, 5.0, STORE)
+    liar = world.client(uid=user.identity.uid + 1)
+    computing_takes(liar, 1e-6)
+    cached(user, "/n/a", LONG)
+    resident = world.resident("/n/a")
+    assert resident is not None
+    assert pricing.restore_s(world.kernel.parts, resident) > 1.0
+    world.pass_time(10 * world.parameters.writeback_delay_ns)
+    assert user.stat("/n/a").tiers == ("ram", "disk")
+    evict(user, "/n/a")
+    assert user.call(c.AdviseCube("/n/a", Advice.WILLNEED)).outcome is c.AdviceOutcome.QUEUED
+    assert plan(user, [*LONG, 99], is_prefetched=False).is_measured, "an answer is as good as any"
+
+
 def test_it_is_written_once_that_pays(world: World, user: Client) -> None:
     disk_takes(world, 5.0)
     disk_takes(world, 5.0, STORE)
