@@ -6,8 +6,9 @@ one fill. After the wait the world is looked at again: an unlink during the fill
 that does not match its digest is quarantined and never served. Kernel thread only.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Final, Protocol
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
+from typing import Final, Protocol, TypeVar
 
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.structs import EventKind
@@ -21,9 +22,11 @@ from memosd.kernel.ports import Frame, PayloadKey
 from memosd.kernel.reclaim import Reclaim
 from memosd.kernel.residents import Resident, Residents
 from memosd.kernel.throttle import Throttle
-from memosd.kernel.wait import Completion
+from memosd.kernel.wait import Completion, spawn
 
 __all__ = ["Above", "Pager"]
+
+T = TypeVar("T")
 
 
 class Above(Protocol):
@@ -80,6 +83,8 @@ class Pager:
         self.control = parts.namespaces.control
         self._pressure = parts.pressure
         self._fills: dict[PayloadKey, _Filling] = {}
+        self._readings: dict[tuple[PayloadKey, int], Completion[bytes]] = {}
+        """Reads without a frame, for all who want as much of the same."""
         self.above: list[Above] = []
         """Set at assembly."""
         self.on_idle: Callable[[], None] = _nothing
@@ -187,32 +192,37 @@ class Pager:
 
     async def read_past(self, cube: Cube, end_bytes: int) -> bytes:
         """The first bytes of a payload from disk, verified. Errors: ENOENT, ECORRUPT, EIO."""
-        version = cube.version
-        charge_bytes = self._ram.charge_bytes(version.size_bytes)
+        charge_bytes = self._ram.charge_bytes(cube.version.size_bytes)
         self.reclaim.working_set.refuse(cube.key, charge_bytes)
         self._heat.decide(cube.id, "refuse", "RAM thrashes: read from disk without a frame")
-        try:
-            payload = await self._io.run(
-                self._disk.read, cube.key, version.size_bytes, version.digest, end_bytes
-            )
-        except MemError as error:
-            self._require_row(cube)
-            if error.errno in (Errno.ECORRUPT, Errno.ENOENT):
-                raise self.quarantine(cube, error) from None
-            raise
-        self._require_row(cube)
+        reading = self._readings.get((cube.key, end_bytes))
+        if reading is None:
+            reading = self._readings[cube.key, end_bytes] = spawn(self._read(cube, end_bytes))
+            reading.on_done(partial(self._readings.__delitem__, (cube.key, end_bytes)))
+        payload = await reading
         self._tell_of_use_past(cube, charge_bytes)
         return payload
 
+    async def _read(self, cube: Cube, end_bytes: int) -> bytes:
+        what = (cube.key, cube.version.size_bytes, cube.version.digest, end_bytes)
+        read = partial(self._io.run, self._disk.read, *what)
+        try:
+            payload = await self._in_turn(self._group_of(cube), end_bytes, read)
+        except MemError as error:
+            raise self._failed(cube, error) from None
+        self._require_row(cube)
+        self._heat.count_fault(cube.id)
+        return payload
+
     def _tell_of_use_past(self, cube: Cube, charge_bytes: int) -> None:
-        if self.on_access is None:
-            return
+        if self.on_access is not None:
+            number, parent = self._group_of(cube).number, self.base_of(cube.key)
+            entry = Entry(cube.key, charge_bytes, number, cube.row.priority, parent)
+            self.on_access("use", entry)
+
+    def _group_of(self, cube: Cube) -> Group:
         space = self._namespaces.by_id(cube.row.namespace)
-        group = self.control.group_of(space, cube.row.name)
-        parent = self.base_of(cube.key)
-        self.on_access(
-            "use", Entry(cube.key, charge_bytes, group.number, cube.row.priority, parent)
-        )
+        return self.control.group_of(space, cube.row.name)
 
     # -- fills ---------------------------------------------------------------------------------
 
@@ -234,19 +244,28 @@ class Pager:
                 await self._memory_io.run(self._ram.fill, frame, payload)
                 self._ram.seal(frame, frame.size_bytes)
             else:
-                await self._turns.enter(group, frame.size_bytes)
-                try:
-                    with self._pressure.waiting("disk"):
-                        await self._pages.load(cube, frame)
-                finally:
-                    self._turns.leave()
+                load = partial(self._pages.load, cube, frame)
+                await self._in_turn(group, frame.size_bytes, load)
         except MemError as error:
-            self._require_row(cube)
-            # A page file that is gone is as bad as one that is damaged.
-            if error.errno in (Errno.ECORRUPT, Errno.ENOENT):
-                raise self.quarantine(cube, error) from None
-            raise
+            raise self._failed(cube, error) from None
         self._require_row(cube)
+
+    async def _in_turn(self, group: Group, size_bytes: int, move: Callable[[], Awaitable[T]]) -> T:
+        """Read from a page file when it is the group's turn."""
+        await self._turns.enter(group, size_bytes)
+        try:
+            with self._pressure.waiting("disk"):
+                return await move()
+        finally:
+            self._turns.leave()
+
+    def _failed(self, cube: Cube, error: MemError) -> MemError:
+        """The error to raise for one of a read. Errors: ENOENT (unlinked meanwhile)."""
+        self._require_row(cube)
+        # A page file that is gone is as bad as one that is damaged.
+        if error.errno in (Errno.ECORRUPT, Errno.ENOENT):
+            return self.quarantine(cube, error)
+        return error
 
     def _require_row(self, cube: Cube) -> None:
         """Is the payload still anybody's, after a wait? Errors: ENOENT."""

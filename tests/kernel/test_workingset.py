@@ -87,6 +87,28 @@ def test_uses_without_a_frame_are_recorded_too(make_world: MakeWorld) -> None:
     assert world.root.call(c.SetTrace(c.TraceAction.STOP)).accesses == 2 * FRAMES
 
 
+def test_a_use_without_a_frame_is_a_fault_that_waits_its_turn(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, user = thrash_world(make_world)
+    monkeypatch.setattr(world.kernel.pager, "is_refused", lambda *_: True)
+    faults, turns = world.kernel.parts.heat.faults, world.kernel.parts.turns
+    for _ in range(world.parameters.io_threads):
+        turns.enter(world.kernel.parts.namespaces.control.root, PAGED)
+    reads = [user.start(c.ReadCube("/n/7")) for _ in range(3)]
+    world.kernel.turn()
+    assert turns.waiting_bytes == PAGED, "one read for all of them"
+    assert not [job for job in world.io.jobs if job.name == "read"]
+    turns.leave()
+    stalled = world.kernel.parts.pressure.waiting("disk").some
+    before_ns = stalled.total_ns
+    world.clock.advance(1_000_000)
+    world.settle()
+    assert stalled.total_ns - before_ns == 1_000_000
+    assert world.kernel.parts.heat.faults == faults + 1
+    assert {read.result().payload for read in reads} == {bytes([7]) * PAGED}
+
+
 def test_who_turns_to_fewer_payloads_has_them_in_ram_soon(make_world: MakeWorld) -> None:
     world, user = thrash_world(make_world)
     hits_of(world, user, loop(6))
