@@ -20,7 +20,7 @@ from memosd.kernel.ports import PayloadKey
 from memosd.kernel.prefixes import Match
 from memosd.kernel.residents import Resident
 
-__all__ = ["Prompt", "Repricing", "is_worth_storing", "plan", "restore_s", "worth_prefetch"]
+__all__ = ["Plan", "Prompt", "Repricing", "is_worth_storing", "plan", "restore_s", "worth_prefetch"]
 
 _STRETCH: Final = 256
 """Payloads priced anew before others have their turn: a few ms."""
@@ -35,6 +35,16 @@ class Prompt(NamedTuple):
     uid: int
     tokens: int
     rows: int
+
+
+class Plan(NamedTuple):
+    """How to begin a prompt."""
+
+    reply: PlanReply
+    wanted: Cube | None
+    """What will be mapped, and is to be loaded with what it stands on; None: it is in RAM."""
+    probe: Cube | None
+    """What to load to see how the disk is; at most one in a while."""
 
 
 class _Cut(NamedTuple):
@@ -129,10 +139,8 @@ def worth_prefetch(parts: Parts, cube: Cube, within_s: float | None = None) -> b
 # -- prompts ---------------------------------------------------------------------------------
 
 
-def plan(
-    parts: Parts, match: Match, prompt: Prompt, may_show: Callable[[bytes], bool]
-) -> tuple[PlanReply, list[Cube]]:
-    """How to begin a prompt that shares a prefix, and which cubes are to be loaded for it.
+def plan(parts: Parts, match: Match, prompt: Prompt, may_show: Callable[[bytes], bool]) -> Plan:
+    """How to begin a prompt that shares a prefix, and what is to be loaded for it.
 
     Where all is computed, now and then the smallest cube that is not: beside the computing, where
     nobody waits for it, that tells whether the disk is as slow as it was.
@@ -157,16 +165,17 @@ def plan(
         fault_s=best.fault_s if is_loaded else 0.0,
         is_measured=is_measured,
     )
-    absent = best.absent if is_loaded else []
-    return found, absent or _probe(parts, whole.absent)
+    if is_loaded and best.absent:
+        return Plan(found, best.absent[-1], None)
+    return Plan(found, None, _probe(parts, whole.absent))
 
 
-def _probe(parts: Parts, absent: list[Cube]) -> list[Cube]:
+def _probe(parts: Parts, absent: list[Cube]) -> Cube | None:
     """What to load to see how the disk is."""
     if not absent:
-        return []
+        return None
     smallest = min(absent, key=lambda cube: cube.version.size_bytes)
-    return [smallest] if parts.costs.may_probe(_loading(parts, smallest.key)) else []
+    return smallest if parts.costs.may_probe(_loading(parts, smallest.key)) else None
 
 
 def _cuts(

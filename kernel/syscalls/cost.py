@@ -23,6 +23,8 @@ _SECONDS_MAX: Final = 24 * 3600.0
 _TOKEN_S_MAX: Final = 60.0
 """A token takes no longer, on any machine that anybody would wait for."""
 _MAP_S_MAX: Final = 600.0
+_MAPPED_WITHIN_NS: Final = 1_000_000_000
+"""Who asks for a plan maps what it says at once: a load that was not begun by then is his own."""
 
 
 def sys_report_prefill(context: Context, request: c.ReportPrefill) -> c.ReportReply:
@@ -65,11 +67,13 @@ def sys_plan_prefix(context: Context, request: c.PlanPrefix) -> c.PlanReply:
         return c.PlanReply(
             plan_s=compute.seconds, compute_s=compute.seconds, is_measured=compute.is_measured
         )
-    found, to_load = pricing.plan(parts, match, prompt, may_show)
-    if request.is_prefetched:
-        for cube in to_load:
-            detach(_bring_in(context, cube))
-    return found
+    plan = pricing.plan(parts, match, prompt, may_show)
+    if request.is_prefetched and plan.wanted is not None:
+        # Where that is refused, it is loaded when it is mapped.
+        kernel.prefetch.want(context.session, plan.wanted, _MAPPED_WITHIN_NS)
+    if request.is_prefetched and plan.probe is not None:
+        detach(_bring_in(context, plan.probe))
+    return plan.reply
 
 
 def _prompt(context: Context, request: c.PlanPrefix) -> pricing.Prompt:
@@ -85,7 +89,7 @@ def _prompt(context: Context, request: c.PlanPrefix) -> pricing.Prompt:
 
 
 async def _bring_in(context: Context, cube: Cube) -> None:
-    """Have it there when it is mapped; whoever maps it is told of what goes wrong."""
+    """Load what tells how the disk is; nobody waits for it."""
     kernel = context.kernel
     try:
         space = kernel.parts.namespaces.by_id(cube.row.namespace)

@@ -170,6 +170,34 @@ def test_a_slow_disk_is_looked_at_again_where_nobody_waits(
     assert not is_in_ram(user, "/n/a"), "not each time"
 
 
+def test_what_plans_load_is_bounded_as_hints_are(make_world: MakeWorld) -> None:
+    world = make_world(prefetches_per_session=2)
+    user = world.client()
+    user.make("/n")
+    for first in range(1, 6):
+        write(user, f"/n/{first}", [first, *LONG])
+        evict(user, f"/n/{first}")
+    plans = [user.start(c.PlanPrefix(MODEL, pack_tokens([first, *LONG]))) for first in range(1, 6)]
+    assert all(each.result().load_tokens for each in plans)
+    loads = [job for job in world.io.jobs if job.name == "load"]
+    assert (len(loads), len(world.kernel.prefetch)) == (1, 2), "one at a time"
+    mapped = user.start(c.MmapCube("/n/2"))
+    assert len([job for job in world.io.jobs if job.name == "load"]) == 2, "and no fault waits"
+    world.settle()
+    assert mapped.errno() == 0
+    assert [is_in_ram(user, f"/n/{first}") for first in range(1, 6)] == [True] * 2 + [False] * 3
+
+
+def test_a_plan_loads_all_that_is_mapped(user: Client) -> None:
+    write(user, "/n/base", LONG)
+    longer = [*LONG, *range(50, 50 + 3 * GRAIN)]
+    part(user, "/n/child", longer, "/n/base")
+    evict(user, "/n/child", "/n/base")
+    assert plan(user, [*longer, 99]).load_tokens == len(longer)
+    assert is_in_ram(user, "/n/child")
+    assert is_in_ram(user, "/n/base")
+
+
 @pytest.mark.parametrize(
     "fields",
     [
