@@ -16,8 +16,9 @@ from libmem.abi.errors import Errno, MemError
 from libmem.abi.structs import CubeType, StoredForm
 from memosd.kernel.costs import Costs, Transfer
 from memosd.kernel.pagetable import Cube, PageTable
-from memosd.kernel.ports import Coding, Driver, Frame, FrameTier, Io, PayloadKey, Tier
+from memosd.kernel.ports import Coding, Driver, Frame, FrameTier, Io, PayloadKey
 from memosd.kernel.rows import VersionRow
+from memosd.kernel.tierhealth import WatchedTier
 
 __all__ = ["PageFiles", "Stored"]
 
@@ -39,7 +40,7 @@ class PageFiles:
     """The disk tier, by the rows of `pages`."""
 
     def __init__(
-        self, table: PageTable, tiers: tuple[FrameTier, Tier], io: Io,
+        self, table: PageTable, tiers: tuple[FrameTier, WatchedTier], io: Io,
         drivers: dict[CubeType, Driver], costs: Costs,
     ) -> None:  # fmt: skip
         self._table = table
@@ -81,7 +82,7 @@ class PageFiles:
     def _encode(self, key: PayloadKey, frame: Frame, coding: Coding) -> Stored:
         try:
             encoding = coding.encode(frame.fd)
-            manifest = self._disk.store_blocks(key, encoding)
+            manifest = self._disk.store_blocks(key, encoding, frame.size_bytes)
         except UnfitError as unfit:
             return Stored(None, f"stays as it is: {unfit}")
         except (MemError, OSError):

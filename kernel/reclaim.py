@@ -31,6 +31,8 @@ _STRETCH: Final = 32
 """Evicted, or looked at for dirty ones, before others have their turn."""
 _LOOK_AGAIN_NS: Final = 1_000_000_000
 """Who waits for the disk looks after so long whether that hangs."""
+_REST_NS: Final = 1_000_000_000
+"""While nothing can be written, the background looks for clean ones again after so long."""
 _UNWRITABLE: Final = "could not be written back while RAM was short"
 _CHEAPER: Final = "is computed again in less time than it takes to store and load it"
 
@@ -54,6 +56,7 @@ class Reclaim:
         self._memory_io = parts.memory_io
         self._heat = parts.heat
         self._timers = parts.timers
+        self._clock = parts.clock
         self._pressure = parts.pressure
         self._health = parts.disk_health
         self._disk_space = disk_space
@@ -63,6 +66,8 @@ class Reclaim:
         self._freeing: dict[Completion[None], tuple[Group, int]] = {}
         """Memory on its way back: whose it was, and how much."""
         self._is_balancing = False
+        self._rests_until_ns = 0
+        """While nothing can be written: background reclaim found too little before."""
         self._cleaned_at_bytes = 0
         self.on_lose: Callable[[PayloadKey, str], None] = _nobody_loses
         """Set at assembly: remove the versions of a cache payload that is nowhere any more."""
@@ -96,11 +101,12 @@ class Reclaim:
     def _evict_clean(self, whom: Whom, lack_bytes: int, shortage: MemError) -> bool:
         chosen: list[Resident] = []
         passed = 0
+        can_wait = not self._health.is_bypassed  # else dirty ones could only be lost
         for victim in self._residents.victims_by_level(*whom):
             if not victim.is_dirty:
                 chosen.append(victim)
                 lack_bytes -= victim.charged_bytes
-            elif not self._health.is_failing:
+            elif can_wait:
                 passed += 1
             if lack_bytes <= 0 or passed == _LOOK_AHEAD:
                 break
@@ -188,7 +194,7 @@ class Reclaim:
         used_bytes = self._residents.account.used_bytes
         high_bytes = self._mark(self._parameters.ram_high)
         if used_bytes > high_bytes:
-            if not self._is_balancing:
+            if not (self._is_balancing or self._is_resting()):
                 self._is_balancing = True
                 detach(self._balance())
         elif used_bytes > (low_bytes := self._mark(self._parameters.ram_low)):
@@ -197,6 +203,10 @@ class Reclaim:
             if step != self._cleaned_at_bytes:
                 self._cleaned_at_bytes = step
                 self._clean_ahead()
+
+    def _is_resting(self) -> bool:
+        # It asks the disk last: `balance` is called at every allocation.
+        return self._clock.monotonic_ns() < self._rests_until_ns and self._health.is_bypassed
 
     def _mark(self, share: float) -> float:
         # Of the target: the budget itself is what is used, while that is too much.
@@ -217,6 +227,8 @@ class Reclaim:
 
         try:
             await self._reclaim_while(over_bytes, None, "above the high watermark")
+            if over_bytes() > 0 and self._health.is_bypassed:
+                self._rests_until_ns = self._clock.monotonic_ns() + _REST_NS
         finally:
             self._is_balancing = False
 
@@ -234,6 +246,9 @@ class Reclaim:
         """Evict in order until no byte is over; `over_bytes`: without what is on its way back."""
         stuck: set[PayloadKey] = set()
         while over_bytes() > 0:
+            if self._health.is_bypassed:
+                await self._reclaim_clean(over_bytes, root, reason)
+                return
             victims = self._residents.victims_by_level(root)
             batch = list(islice((v for v in victims if v.key not in stuck), _STRETCH))
             if not batch:
@@ -242,10 +257,25 @@ class Reclaim:
                 self._evict_front(batch, over_bytes(), reason)
                 if over_bytes() > 0:
                     await self._next_turn()
-            elif self._health.is_bypassed:
-                stuck.update(victim.key for victim in batch if victim.is_dirty)
             else:
                 await self._clean_front(batch, stuck)
+
+    async def _reclaim_clean(
+        self, over_bytes: Callable[[], float], root: Group | None, reason: str
+    ) -> None:
+        """Evict what is clean, wherever it stands in the order, which is walked only once."""
+        left_bytes = over_bytes()
+        chosen: list[Resident] = []
+        for victim in self._residents.victims_by_level(root):
+            if left_bytes <= 0:
+                break
+            if not victim.is_dirty:
+                chosen.append(victim)
+                left_bytes -= victim.charged_bytes
+        for start in range(0, len(chosen), _STRETCH):
+            batch = [each for each in chosen[start : start + _STRETCH] if self._is_evictable(each)]
+            self._evict_front(batch, over_bytes(), reason)
+            await self._next_turn()
 
     def _evict_front(self, batch: list[Resident], over_bytes: float, reason: str) -> None:
         for victim in batch:

@@ -27,6 +27,8 @@ _PAUSE_MAX_NS: Final = 60 * _NS
 _DEADLINE_NS: Final = 5 * _NS
 _DEADLINE_FACTOR: Final = 10
 """An operation hangs that takes longer than this, and so many times what it should besides."""
+_SLOW_NS: Final = _NS / 500e6
+"""A byte's time on a modest SSD: so much is granted at least, for encoding takes its time too."""
 _KEPT: Final = 0.9
 """Of what was measured before, each time something is: the last ten operations or so count."""
 
@@ -143,7 +145,9 @@ class TierHealth:
             running = list(self._running.values())
         for each in running:
             pace = self._paces["store" if each.operation == "store" else "load"]
-            due_ns = each.size_bytes * pace.ns / pace.bytes if pace.bytes else 0.0
+            # A disk that was quick is no reason to expect more than of any.
+            pace_ns = max(pace.ns / pace.bytes, _SLOW_NS) if pace.bytes else _SLOW_NS
+            due_ns = each.size_bytes * pace_ns
             if now_ns - each.since_ns > _DEADLINE_NS + _DEADLINE_FACTOR * due_ns:
                 return each.operation, (now_ns - each.since_ns) / _NS
         return None
@@ -184,12 +188,19 @@ class WatchedTier:
         with self._health.observe("store", "store", lambda: manifest.size_bytes):
             self._inner.store(key, fd, manifest)
 
-    def store_blocks(self, key: PayloadKey, blocks: Iterable[memoryview | bytes]) -> Manifest:
-        """As the inner tier. What makes the blocks takes its time as well, and is counted."""
-        made: list[Manifest] = []
-        with self._health.observe("store", "store", lambda: sum(m.size_bytes for m in made)):
-            made.append(self._inner.store_blocks(key, blocks))
-        return made[0]
+    def store_blocks(
+        self, key: PayloadKey, blocks: Iterable[memoryview | bytes], made_of_bytes: int = 0
+    ) -> Manifest:
+        """As the inner tier. What makes the blocks takes its time as well, and is counted.
+
+        `made_of_bytes`: how much goes into them, by which the store is due meanwhile.
+        """
+        size_bytes = made_of_bytes
+        with self._health.observe("store", "store", lambda: size_bytes):
+            size_bytes = 0  # should it end early, nothing was kept
+            manifest = self._inner.store_blocks(key, blocks)
+            size_bytes = manifest.size_bytes
+        return manifest
 
     def load(self, key: PayloadKey, fd: int, size_bytes: int, digest: bytes) -> None:
         """As the inner tier."""

@@ -1,11 +1,20 @@
 """A disk that is full, fails or hangs: bypassed, tried again, told of, and back by itself."""
 
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
 import pytest
 
 from libmem.abi import calls as c
+from libmem.abi.digest import Manifest
 from libmem.abi.errors import Errno
+from libmem.abi.structs import Durability
+from memosd.kernel.residents import Resident
+from memosd.kernel.tierhealth import TierHealth, WatchedTier
 from tests.kernel.conftest import MakeWorld
 from tests.kernel.fakes import SECOND_NS, Job
+from tests.kernel.stored import PAYLOAD, write
 from tests.kernel.world import KIB, PAGED, Client, World, cache, in_ram
 
 
@@ -79,6 +88,66 @@ def test_where_clean_ones_can_go_nothing_is_lost_to_a_failing_disk(
     assert owner.read("/n/a") == b"x" * PAGED
 
 
+def hung(world: World) -> ExitStack:
+    """A store has been under way for far too long, and goes on."""
+    stack = ExitStack()
+    health = world.kernel.parts.disk_health
+    stack.enter_context(health.observe("store", "store", lambda: PAGED))
+    world.clock.advance(6 * SECOND_NS)
+    return stack
+
+
+def test_where_clean_ones_can_go_nothing_is_lost_to_a_disk_that_hangs(
+    make_world: MakeWorld,
+) -> None:
+    world = make_world(
+        ram_budget_bytes=31 * PAGED, ram_high=1.0, ram_low=1.0, writeback_delay_ns=3600 * SECOND_NS
+    )
+    user = world.client()
+    user.make("/n")
+    for number in range(17):
+        cache(user, f"/n/d{number}", bytes([number]) * PAGED)
+    for number in range(14):
+        user.blob(f"/n/c{number}", bytes(PAGED))
+    with hung(world):
+        for number in range(14):
+            user.call(c.CreateCube(name=f"/n/new{number}", size_bytes=PAGED))
+        assert all(user.stat(f"/n/d{number}").tiers == ("ram",) for number in range(17))
+        assert all(user.stat(f"/n/c{number}").tiers == ("disk",) for number in range(14))
+
+
+def test_background_reclaim_looks_for_clean_ones_once_in_a_while_where_the_disk_hangs(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world(
+        ram_budget_bytes=400 * PAGED, ram_high=0.2, ram_low=0.1, writeback_delay_ns=3600 * SECOND_NS
+    )
+    user = world.client()
+    user.make("/n")
+    residents = world.kernel.parts.residents
+    victims_by_level = residents.victims_by_level
+    seen: list[Resident] = []
+
+    def counted(*whom: Any) -> Iterator[Resident]:
+        for victim in victims_by_level(*whom):
+            seen.append(victim)
+            yield victim
+
+    with hung(world):
+        monkeypatch.setattr(residents, "victims_by_level", counted)
+        for number in range(200):
+            cache(user, f"/n/d{number}")
+        user.blob("/n/clean", bytes(PAGED))
+        assert len(seen) <= 100, "all of them once, when there were few more than the watermark"
+        assert user.stat("/n/clean").tiers == ("ram", "disk")
+        world.pass_time(SECOND_NS)
+        cache(user, "/n/last")
+        assert user.stat("/n/clean").tiers == ("disk",)
+        assert len(seen) <= 310
+    cache(user, "/n/back")
+    assert residents.account.used_bytes <= 80 * PAGED, "the disk is back"
+
+
 def hang(world: World) -> list[Job]:
     """The stores that are due begin, and do not end."""
     world.clock.advance(world.parameters.writeback_delay_ns)
@@ -106,6 +175,37 @@ def test_who_needs_room_does_not_wait_for_a_disk_that_hangs(small: World, owner:
     assert notices(owner) == ""
     cache(owner, "/n/b")
     assert owner.stat("/n/b").tiers[0] == "ram"
+
+
+def test_a_large_store_that_is_encoded_on_its_way_is_not_taken_for_a_hang(world: World) -> None:
+    health = TierHealth("disk", world.clock)
+    told = []
+
+    def blocks() -> Iterator[bytes]:
+        for passed_s in (7, 20):  # at 150 MB/s it takes the first of them
+            world.clock.advance(passed_s * SECOND_NS)
+            told.append(health.hanging())
+        yield bytes(PAGED)
+
+    WatchedTier(world.disk, health).store_blocks(b"k" * 16, blocks(), 10**9)
+    world.disk.free(b"k" * 16)
+    assert told == [None, ("store", 27.0)]
+    assert health.store_bytes_per_s == pytest.approx(PAGED / 27), "what was kept counts"
+
+
+def test_a_store_in_another_form_is_told_what_it_is_made_of(
+    world: World, user: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = world.kernel.parts.disk
+    store_blocks, sizes = disk.store_blocks, []
+
+    def spy(key: bytes, blocks: Iterable[bytes], made_of_bytes: int) -> Manifest:
+        sizes.append(made_of_bytes)
+        return store_blocks(key, blocks)
+
+    monkeypatch.setattr(disk, "store_blocks", spy)
+    write(user, "/n/a", durability=Durability.DURABLE)
+    assert sizes == [len(PAYLOAD)]
 
 
 def test_a_disk_that_cannot_be_read_is_told_of(world: World, user: Client) -> None:
