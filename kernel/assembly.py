@@ -12,7 +12,7 @@ import msgspec
 from libmem.abi.structs import CubeType
 from memosd.kernel.accounts import TierAccount
 from memosd.kernel.costs import Costs
-from memosd.kernel.device import Device
+from memosd.kernel.device import HOST, Device
 from memosd.kernel.fairqueue import FairQueue
 from memosd.kernel.heat import Heat
 from memosd.kernel.jobs import Jobs
@@ -95,13 +95,26 @@ def make_device(parts: Parts, pager: Pager, outside: Outside) -> Device:
     return Device(parts, pager, jobs)
 
 
+def _accounts(parameters: Parameters) -> tuple[TierAccount, TierAccount]:
+    """RAM's and the device's. A frame takes a descriptor in the host's memory only: there both
+    tiers share those that there are, by their budgets."""
+    ram_bytes, device_bytes = parameters.ram_budget_bytes, parameters.device_budget_bytes
+    frames = device_frames = parameters.ram_frames
+    if parameters.device == HOST:
+        device_frames = max(1, frames * device_bytes // max(1, ram_bytes + device_bytes))
+        frames = max(1, frames - device_frames)
+    return (
+        TierAccount("ram", ram_bytes, frames),
+        TierAccount("device", device_bytes, device_frames),
+    )
+
+
 def make_parts(parameters: Parameters, outside: Outside) -> Parts:
     ledger = Ledger(outside.store, outside.commit_io)
     timers = Timers(outside.clock)
     ledger.linger = lambda call: timers.after(_LINGER_NS, call)
     table = PageTable(ledger, outside.store, outside.clock)
-    account = TierAccount("ram", parameters.ram_budget_bytes, parameters.ram_frames)
-    on_device = TierAccount("device", parameters.device_budget_bytes, parameters.ram_frames)
+    account, on_device = _accounts(parameters)
     costs = Costs(ledger, outside.store, outside.clock, parameters.io_threads)
     health = TierHealth("disk", outside.clock)
     disk = WatchedTier(outside.disk, health)

@@ -26,7 +26,7 @@ from memosd.kernel.ledger import Ledger
 from memosd.kernel.ports import Clock, Io, Store
 from memosd.kernel.rows import CostRow, decode_row, encode_row
 
-__all__ = ["Costs", "Estimate", "Transfer"]
+__all__ = ["COPY", "Costs", "Estimate", "Transfer"]
 
 _log = structlog.get_logger("memosd.kernel")
 T = TypeVar("T")
@@ -58,6 +58,10 @@ class Transfer(NamedTuple):
     """load or store"""
     is_encoded: bool = False
     """In another form than in RAM, so that it is encoded or decoded on its way."""
+
+
+COPY: Final = Transfer("device", "load")
+"""From RAM to the device."""
 
 
 class Estimate(NamedTuple):

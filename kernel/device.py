@@ -17,6 +17,7 @@ from libmem.abi.errors import Errno, MemError
 from libmem.abi.jobs import DropRequest, JobClass, LoadRequest, LoadResult
 from libmem.abi.structs import TierStat
 from memosd.kernel.control import Group
+from memosd.kernel.costs import COPY
 from memosd.kernel.jobs import Job, Jobs
 from memosd.kernel.namespace import Namespace
 from memosd.kernel.pager import Pager
@@ -24,12 +25,13 @@ from memosd.kernel.pagetable import Cube
 from memosd.kernel.parts import Parts
 from memosd.kernel.ports import Frame, PayloadKey
 from memosd.kernel.residents import Resident
-from memosd.kernel.wait import Completion
+from memosd.kernel.wait import Completion, first_done
 
-__all__ = ["Device", "DeviceFrame"]
+__all__ = ["HOST", "Device", "DeviceFrame"]
 
 _log = structlog.get_logger("memosd.kernel")
-_HOST: Final = "cpu"
+HOST: Final = "cpu"
+"""The device whose frames are this machine's own memory."""
 
 
 class _Transfer:
@@ -71,8 +73,13 @@ class Device:
         self._ram = parts.ram
         self._table = parts.table
         self._control = parts.namespaces.control
-        self._io = parts.io
+        self._memory_io = parts.memory_io
+        self._free_at_once_bytes = parts.parameters.free_at_once_bytes
+        self._freeing: set[Completion[None]] = set()
+        """The host's memory on its way back."""
         self._heat = parts.heat
+        self._costs = parts.costs
+        self._pressure = parts.pressure
         self._pager = pager
         self.jobs = jobs
         self._transfers: dict[PayloadKey, _Transfer] = {}
@@ -118,7 +125,8 @@ class Device:
         self._pager.residents.hold(source, "busy")
         try:
             transfer.source = source.frame
-            await self._copy(cube, transfer)
+            with self._pressure.waiting("device"):
+                await self._copy(cube, transfer)
         finally:
             transfer.source = None
             self._pager.reclaim.release(source, "busy")
@@ -127,7 +135,7 @@ class Device:
         """Reserve, copy, look at the world again, and let it in."""
         size_bytes = cube.version.size_bytes
         charge_bytes = self._ram.charge_bytes(size_bytes)
-        self._make_room(transfer.group, charge_bytes)
+        await self._make_room(transfer, charge_bytes)
         self.residents.account.charge(transfer.group, charge_bytes)
         transfer.charged_bytes = charge_bytes
         try:
@@ -137,18 +145,21 @@ class Device:
             request = LoadRequest(cube.key, size_bytes)
             job = self.jobs.submit(JobClass.LOAD, cube.row.namespace, request)
             opening = _opening(await job.done)
+            self._costs.observe(COPY, size_bytes, job.took_ns / 1e9)
             self._check_after(cube, job)
             frame = self._sealed(transfer, DeviceFrame(size_bytes, opening, job.pid))
         except BaseException:
-            self.residents.account.release(transfer.group, charge_bytes)
             if transfer.target is not None:
-                self._io.run(self._ram.discard, transfer.target)
-            elif not self.is_host:
-                self._drop_there(cube.key)
+                self._free(transfer.target, transfer.group, charge_bytes)
+            else:
+                self.residents.account.release(transfer.group, charge_bytes)
+                if not self.is_host:
+                    self._drop_there(cube.key)
             raise
         resident = Resident(cube.id, cube.key, frame, transfer.group)
         resident.charged_bytes = charge_bytes
         resident.priority = cube.row.priority
+        resident.restore_s = self._costs.transfer(COPY, size_bytes).seconds
         resident.parent = self._pager.base_of(cube.key)
         self.residents.add(resident)
         self._decide(resident, "promote", f"copied to {self.name}")
@@ -156,7 +167,7 @@ class Device:
     @property
     def is_host(self) -> bool:
         """Are its frames this machine's own memory?"""
-        return self.name == _HOST
+        return self.name == HOST
 
     def _check_after(self, cube: Cube, job: Job) -> None:
         """Errors: ENOENT (unlinked during the copy), EIO (the worker is gone, and so is it)."""
@@ -172,11 +183,15 @@ class Device:
         self._ram.seal(transfer.target, transfer.target.size_bytes)
         return transfer.target
 
-    def _make_room(self, group: Group, need_bytes: int) -> None:
-        """Nothing has to be written, so nobody waits. Errors: ENOMEM, EDQUOT."""
+    async def _make_room(self, transfer: _Transfer, need_bytes: int) -> None:
+        """Nothing has to be written; only for the host's memory to be given back one waits.
+        Charge it before the next await. Errors: ENOMEM, EDQUOT."""
         account = self.residents.account
-        while (shortage := account.shortage(group, need_bytes)) is not None:
-            victim = None
+        while (shortage := account.shortage(transfer.group, need_bytes)) is not None:
+            if self._freeing:
+                await first_done(self._freeing)
+                continue
+            group, victim = transfer.group, None
             if account.can_ever_fit(group, need_bytes):
                 full = account.full_group(group, need_bytes)
                 victim = self._victim(account.reclaim_levels(full, group))
@@ -229,11 +244,28 @@ class Device:
     def _release(self, resident: Resident) -> None:
         """Free its memory, and what it was charged."""
         frame = resident.frame
-        self.residents.account.release(resident.group, resident.charged_bytes)
         if self.is_host:
-            self._io.run(self._ram.discard, frame)
-        elif isinstance(frame, DeviceFrame) and self.jobs.crew.is_member(frame.pid):
+            self._free(frame, resident.group, resident.charged_bytes)
+            return
+        self.residents.account.release(resident.group, resident.charged_bytes)
+        if isinstance(frame, DeviceFrame) and self.jobs.crew.is_member(frame.pid):
             self._drop_there(resident.key)
+
+    def _free(self, frame: Frame, group: Group, charged_bytes: int) -> None:
+        """Give the host's memory back; as in RAM it is charged until it is (`Reclaim.free`)."""
+        account = self.residents.account
+        if charged_bytes <= self._free_at_once_bytes:
+            self._ram.discard(frame)
+            account.release(group, charged_bytes)
+            return
+        done = self._memory_io.run(self._ram.discard, frame)
+        self._freeing.add(done)
+
+        def release() -> None:
+            self._freeing.discard(done)
+            account.release(group, charged_bytes)
+
+        done.on_done(release)
 
     def _drop_there(self, key: PayloadKey) -> None:
         self._unsent.append(key)
@@ -295,12 +327,16 @@ class Device:
     def stat(self) -> TierStat:
         """For `info`."""
         account = self.residents.account
+        some, full = self._pressure.stat("device")
         return TierStat(
             name="device",
             budget_bytes=account.budget_bytes,
             used_bytes=account.used_bytes,
             cubes=len(self.residents),
             pinned_bytes=self.residents.held_bytes(),
+            configured_bytes=account.budget.configured_bytes,
+            some=some,
+            full=full,
         )
 
 

@@ -1,5 +1,6 @@
 """The reclaim policy in charge of RAM: how it does, and how another one takes its place.
 
+The device has one of the same name, replaced with it; the disk's order stays as it is configured.
 The change lasts until the daemon stops: at boot the configuration decides. Kernel thread only.
 """
 
@@ -20,6 +21,7 @@ class Incumbent:
 
     def __init__(self, parts: Parts) -> None:
         self._residents = parts.residents
+        self._on_device = parts.on_device
         self._heat = parts.heat
         self._clock = parts.clock
         self._configured = parts.parameters.policy
@@ -48,14 +50,17 @@ class Incumbent:
         return self._clock.monotonic_ns() / 1e9
 
     def replace(self, name: str) -> PolicyStat:
-        """Put another policy in charge, with all that is in RAM in its old order. Errors: EINVAL.
+        """Put another policy in charge, with all residents in their old order. Errors: EINVAL.
 
         The same name again starts it anew, with its history forgotten.
         """
         policy = make_guarded(name, self._now_s, self._faults, "ram")
+        for_device = make_guarded(name, self._now_s, self._faults, "device")
         self._faults.pop("ram", None)
+        self._faults.pop("device", None)
         old = self.stat()
         self._residents.switch(policy)
+        self._on_device.switch(for_device)
         self._since_ns = self._clock.wall_ns()
         self._before = self._counters()
         numbers = {"hits": old.hits, "faults": old.faults, "evictions": old.evictions}

@@ -13,12 +13,12 @@ from typing import Final, NamedTuple
 
 from libmem.abi.calls import PlanReply
 from libmem.abi.errors import MemError
-from memosd.kernel.costs import Estimate, Transfer
+from memosd.kernel.costs import COPY, Estimate, Transfer
 from memosd.kernel.pagetable import Cube
 from memosd.kernel.parts import Parts
 from memosd.kernel.ports import PayloadKey
 from memosd.kernel.prefixes import Match
-from memosd.kernel.residents import Resident
+from memosd.kernel.residents import Resident, Residents
 
 __all__ = ["Plan", "Prompt", "Repricing", "is_worth_storing", "plan", "restore_s", "worth_prefetch"]
 
@@ -93,7 +93,12 @@ def _compute(parts: Parts, cube_id: bytes, key: PayloadKey) -> Estimate | None:
 
 
 def restore_s(parts: Parts, resident: Resident) -> float:
-    """What it would take to have it back in RAM, were it reclaimed: the quicker way."""
+    """What it would take to have it back in its tier, were it reclaimed: the quicker way.
+
+    On the device from RAM, where most of what is used there is kept as well.
+    """
+    if parts.on_device.find(resident.key) is resident:
+        return parts.costs.transfer(COPY, resident.frame.size_bytes).seconds
     load = _load(parts, resident.key, resident.frame.size_bytes).seconds
     try:
         compute = _compute(parts, resident.cube_id, resident.key)
@@ -220,11 +225,12 @@ def _from_ram(parts: Parts, prompt: Prompt, tokens: int) -> float:
 
 
 class Repricing:
-    """Tells the policy what estimates that moved mean for the payloads in RAM, by and by."""
+    """Tells the policy what estimates that moved mean for the payloads in RAM and on the
+    device, by and by."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._left: Iterator[Resident] | None = None
+        self._left: Iterator[tuple[Residents, Resident]] | None = None
         self._is_stale = False
         parts.costs.on_moved = self.start
 
@@ -239,18 +245,20 @@ class Repricing:
         if self._left is None:
             if not self._is_stale:
                 return
-            self._is_stale, self._left = False, iter(parts.residents)
+            tiers = (parts.residents, parts.on_device)
+            self._is_stale, self._left = False, ((tier, each) for tier in tiers for each in tier)
         for _ in range(_STRETCH):
-            resident = next(self._left, None)
-            if resident is None:
+            priced = next(self._left, None)
+            if priced is None:
                 self._left = None
                 break
-            if parts.residents.find(resident.key) is resident:
-                self._price(resident)
+            tier, resident = priced
+            if tier.find(resident.key) is resident:
+                self._price(tier, resident)
         if self._left is not None or self._is_stale:
             parts.timers.after(0, self._next)
 
-    def _price(self, resident: Resident) -> None:
+    def _price(self, tier: Residents, resident: Resident) -> None:
         before, now = resident.restore_s, restore_s(self._parts, resident)
         if before == 0.0 or not 1 / _MOVED <= now / before <= _MOVED:
-            self._parts.residents.reprice(resident, now)
+            tier.reprice(resident, now)

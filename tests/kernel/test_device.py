@@ -172,6 +172,34 @@ def test_a_frame_is_dropped_before_the_next_is_copied(make_world: MakeWorld) -> 
     pending.result()
 
 
+def test_the_hosts_memory_is_charged_until_it_is_given_back(make_world: MakeWorld) -> None:
+    world = make_world(device="cpu", device_budget_bytes=16 * KIB, free_at_once_bytes=8 * KIB)
+    worker, user = DeviceWorker(world), world.client()
+    user.make("/n")
+    for name in ("/n/a", "/n/b"):
+        user.blob(name, name.encode() * 4 * KIB)
+    let_go(user, on_device(user, worker, "/n/a"))
+    pending = user.start(c.MmapCube(name="/n/b", tier=TierName.DEVICE))
+    assert world.io.names() == ["discard"]
+    assert used(world) == 16 * KIB
+    assert worker.take().id == 0, "there is no room to copy it to yet"
+    world.settle()
+    worker.work()
+    world.settle()
+    pending.result()
+    assert used(world) == 16 * KIB
+
+
+def test_only_frames_of_the_host_share_its_descriptors(make_world: MakeWorld) -> None:
+    for device, frames in (("cpu", (75, 25)), ("cuda", (100, 100))):
+        world = make_world(
+            device=device, ram_frames=100, ram_budget_bytes=192 * KIB, device_budget_bytes=64 * KIB
+        )
+        parts = world.kernel.parts
+        accounts = parts.residents.account, parts.on_device.account
+        assert tuple(account.budget_frames for account in accounts) == frames
+
+
 def test_what_is_all_held_leaves_no_room(user: Client, worker: DeviceWorker) -> None:
     for number in range(4):
         on_device(user, worker, f"/n/{number}")
@@ -278,6 +306,40 @@ def test_a_worker_sees_only_what_it_copies(user: Client, worker: DeviceWorker) -
     worker.client.fails(c.MapJob(resident.key), Errno.EBADF)
     on_device(user, worker, "/n/0")
     worker.client.fails(c.MapJob(resident.key), Errno.EBADF)
+
+
+def test_a_copy_is_timed_and_what_is_slow_to_copy_is_worth_more(
+    user: Client, worker: DeviceWorker
+) -> None:
+    world = user.world
+    for number in range(4):
+        pending = start(user, f"/n/{number}")
+        job = worker.take()
+        world.clock.advance(80_000_000)
+        worker.client.call(c.FinishJob(job.id, worker.do(job)))
+        world.settle()
+        let_go(user, pending.result())
+    costs = {each.name: each for each in user.call(c.Info()).costs}
+    assert costs["device load"].samples == 4
+    residents = list(world.kernel.parts.on_device)
+    assert all(0.04 < each.restore_s < 0.16 for each in residents), "the first ones anew"
+    tier = user.call(c.Info()).tiers[-1]
+    assert tier.configured_bytes == tier.budget_bytes == 64 * KIB
+    assert tier.some.total_us == 4 * 80_000
+
+
+def test_another_policy_is_the_devices_too(user: Client, worker: DeviceWorker) -> None:
+    for number in range(4):
+        let_go(user, on_device(user, worker, f"/n/{number}"))
+    let_go(user, on_device(user, worker, "/n/0"))
+    residents = user.world.kernel.parts.on_device
+    before = residents.policy
+    user.world.root.call(c.SetPolicy("lru"))
+    assert residents.policy is not before
+    let_go(user, on_device(user, worker, "/n/4"))
+    assert there(user) == ["/n/0", "/n/2", "/n/3", "/n/4"], "in their old order"
+    user.world.root.call(c.SetPolicy("gdsf"))
+    assert residents.policy.name == "gdsf"
 
 
 def test_migration_goes_up_and_down(user: Client, worker: DeviceWorker) -> None:
