@@ -291,10 +291,15 @@ class Removal:
             self.on_move(key, group)
 
         def undo(error: MemError | None) -> None:
-            for key in moved if error else ():
+            row = self._table.cube_row(cube.id) if error else None
+            if row is None:
+                return
+            # The group that it came from may have been undone as well.
+            back = group_of(self._namespaces.by_id(row.namespace), row.name)
+            for key in moved:
                 # Where the old place was taken meanwhile, it stays charged to the new one.
                 with suppress(MemError):
-                    self._pager.move(key, before)
+                    self._pager.move(key, back)
 
         ledger = self._table.ledger
         ledger.when_durable(ledger.pending_barrier(), undo)

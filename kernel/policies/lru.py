@@ -17,3 +17,6 @@ class Lru(Population[Node]):
 
     def _rank(self, node: Node) -> float:
         return node.entry.priority * _PRIORITY_STEP + node.used
+
+    def _cold_rank(self, node: Node) -> float:
+        return node.entry.priority * _PRIORITY_STEP

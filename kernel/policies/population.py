@@ -72,6 +72,10 @@ class Population(Generic[NodeT]):
         """Where a payload stands that was just used; asked again at every use and change."""
         raise NotImplementedError
 
+    def _cold_rank(self, node: NodeT) -> float:
+        """Where one stands that is not expected to be used again: before all others."""
+        return float("-inf")
+
     def _left(self, node: NodeT) -> None:
         """It is being evicted."""
 
@@ -179,7 +183,7 @@ class Population(Generic[NodeT]):
         self._displace(node)
         self._serial += 1
         node.serial = self._serial
-        node.rank = float("-inf") if node.is_cold else self._rank(node)
+        node.rank = self._cold_rank(node) if node.is_cold else self._rank(node)
         group = node.entry.group
         heap = self._heaps.get(group)
         if heap is None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from libmem.abi import calls as c
@@ -125,6 +125,15 @@ def test_no_interleaving_passes_a_max(
 
 @settings(max_examples=120, deadline=None)
 @given(operations=st.lists(st.one_of(OPERATIONS, FAILURES), min_size=5, max_size=60))
+@example(
+    operations=[
+        ("create", "/a/1"),
+        ("limits", "/a/f", (0, 0, 0, 3), 0),
+        ("time",),
+        ("fail", "stage"),
+        ("rename", "/a/f/2", "/a/1"),
+    ]
+)
 def test_failed_commits_leave_every_account_right(
     operations: list[tuple[Any, ...]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

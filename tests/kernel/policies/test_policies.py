@@ -202,17 +202,17 @@ def test_lru_is_by_priority_and_then_by_last_use(
 ) -> None:
     policy, model = Lru(still), Model()
     used: dict[bytes, int] = {}
+    cold: set[bytes] = set()
     for now, (step, key, priority, group) in enumerate(steps, 1):
-        before = model.entries.get(key)
-        was_held = key in model.held
         model.step(policy, step, Entry(key, 10, group=group, priority=priority))
-        if step in ("insert", "release") or (step == "touch" and not was_held):
+        if step in ("insert", "touch"):
+            cold.discard(key)
+        elif step == "cool" and key in model.entries:
+            cold.add(key)
+        if step in ("insert", "touch", "release"):
             used[key] = now
-        elif step == "cool" and not was_held:
-            used[key] = -now
-        elif step == "update" and before is not None and not was_held:
-            is_moved = (before.group, before.priority) != (group, priority)
-            used[key] = now if is_moved else used[key]  # into another queue as one just used
+        if key in cold and step in ("cool", "release", "update"):
+            used[key] = now - 1000  # before all of its priority, in the order of being told
         for each in (1, 2):
             expected = sorted(
                 model.free(each), key=lambda key: (model.entries[key].priority, used[key])
