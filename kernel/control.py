@@ -185,7 +185,7 @@ class Control:
         below = (path + "/").encode()
         rows = [key for key, _ in self._ledger.scan("control", below, below)]
         for key in [path.encode(), *rows]:
-            self.damaged.discard(key.decode())
+            self.damaged.discard(key.decode(errors="replace"))
             if self._ledger.get("control", key) is not None:
                 self._ledger.delete("control", key)
         space.group.children.clear()
@@ -270,7 +270,7 @@ class Control:
     def _load(
         self, key: bytes, value: bytes, spaces: dict[int, GroupSpace], known: dict[int, Group]
     ) -> None:
-        path = key.decode()
+        path = key.decode(errors="replace")  # of a damaged row, which is not read below
         try:
             row = decode_row(GroupRow, "control", key, value)
         except MemError:

@@ -127,6 +127,19 @@ def test_a_namespace_with_damaged_limits_goes_with_them(world: World, user: Clie
     assert not any("limits" in notice for notice in world.root.call(c.Info()).notices)
 
 
+def test_one_flipped_bit_of_a_path_keeps_nobody_from_the_rest(world: World, user: Client) -> None:
+    put(user, "/n/a", ram(max=PAGED))
+    value = world.store.get("control", b"/n/a")
+    world.store.stage({"control": {b"/n/a": None, b"/n/\xe1": value}})()
+    world.store.settle()
+    world.crash()
+    assert any("/n/\ufffd" in notice for notice in world.root.call(c.Info()).notices)
+    world.root.call(c.RemoveNamespace(name="/n"))
+    assert not any("limits" in notice for notice in world.root.call(c.Info()).notices)
+    world.crash()
+    assert not any("limits" in notice for notice in world.root.call(c.Info()).notices)
+
+
 def test_a_listing_of_groups_comes_in_pages(world: World, user: Client) -> None:
     for number in range(1001):
         user.start(c.SetLimits(path=f"/n/{number:04}", limits=ram(high=PAGED)))
