@@ -95,6 +95,13 @@ class DiskSpace:
             if self._policy is not None:
                 self._policy.update(moved)
 
+    def forget(self, key: PayloadKey) -> None:
+        """It is gone for good."""
+        if key in self._entries:
+            self._leave(key)
+            if self._policy is not None:
+                self._policy.remove(key)
+
     def _enter(self, entry: Entry) -> None:
         self._leave(entry.key)
         self._entries[entry.key] = entry
@@ -194,7 +201,7 @@ class DiskSpace:
 
     def _lose_one(self, key: PayloadKey, reason: str) -> int:
         """Bytes that it took; 0 where its rows are damaged, so that it stays."""
-        self._forget(key)
+        self.forget(key)
         before_bytes = self._namespaces.used_bytes
         with suppress(MemError):
             self.on_lose(key, reason)
@@ -227,15 +234,10 @@ class DiskSpace:
             elif not (resident.is_held or resident.is_dirty):
                 in_ram.append(key)
         for key in gone:
-            self._forget(key)
+            self.forget(key)
         return [*found, *in_ram][:_STRETCH]
 
     # -- the order -----------------------------------------------------------------------------
-
-    def _forget(self, key: PayloadKey) -> None:
-        assert self._policy is not None
-        self._policy.remove(key)
-        self._leave(key)
 
     async def _order(self) -> Policy:
         """Make it, where there is none."""

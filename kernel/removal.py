@@ -58,6 +58,8 @@ class Removal:
         self._prefixes = parts.prefixes
         self.on_move: Callable[[PayloadKey, Group], None] = _nobody_follows
         """Set at assembly: a payload is in another namespace now."""
+        self.on_free: Callable[[PayloadKey], None] = _nobody_forgets
+        """Set at assembly: a payload is gone for good."""
         self._fallen: list[PayloadKey] = []
         """Payloads that stood on one that went, and must go in the same commit."""
 
@@ -162,6 +164,7 @@ class Removal:
     def free_payload(self, key: PayloadKey, *, is_inline: bool) -> None:
         """Free the bytes of a payload that no durable row names."""
         self._pager.forget(key)
+        self.on_free(key)
         if not is_inline:
             self._io.run(self._disk.free, key)
 
@@ -308,6 +311,10 @@ class Removal:
 def _is_being_counted(group: Group) -> bool:
     """Then a cube may go from the part of a folder that was added up to the one that was not."""
     return any(each.counted_to is not None for each in group.lineage)
+
+
+def _nobody_forgets(key: PayloadKey) -> None:
+    raise RuntimeError(f"assembly left on_free unset: {key.hex()}")
 
 
 def _nobody_follows(key: PayloadKey, group: Group) -> None:

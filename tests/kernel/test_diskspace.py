@@ -186,3 +186,22 @@ def test_a_loss_that_cannot_be_recorded_loses_nothing(make_world: MakeWorld) -> 
     assert exist(user, "ab") == "ab"
     user.blob("/n/c", bytes(PAGED))
     assert exist(user, "abc") == "bc"
+
+
+@pytest.mark.parametrize("versions", [1, 2])
+def test_the_order_forgets_what_is_gone(make_world: MakeWorld, versions: int) -> None:
+    world = make_world()
+    user = world.client()
+    user.make("/n")
+    user.make("/q", disk_bytes=charge_of(world, PAGED))
+    kept(world, user, "/q/a")
+    user.blob("/q/b", bytes(PAGED))  # from now on there is an order
+    for number in range(10):
+        for _ in range(versions):
+            kept(world, user, f"/n/{number}")
+        user.unlink(f"/n/{number}")
+    world.settle()
+    disk = world.kernel.disk_space
+    assert disk._policy is not None
+    assert list(world.kernel.parts.table.scan_kept(b"")) == []
+    assert (disk._entries, disk._groups, disk._policy._entries) == ({}, {}, {})  # type: ignore[attr-defined]
