@@ -3,13 +3,14 @@
 A cache payload is a promise to try. Those that lie on disk are under a policy of their own, of the
 same class as RAM's; above the high watermark they go in the background down to the low one, and a
 write that does not fit makes its room before it is refused. Durable payloads never go, nor what is
-held in RAM, or what others stand on as long as those are there. The order is made when room is
-short for the first time: a store that never fills pays nothing for it. Kernel thread only.
+held in RAM, or what others stand on as long as those are there. Whose go first is as limits have
+it. The order is made when room is short for the first time: a store that never fills pays nothing
+for it. Kernel thread only.
 """
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from itertools import islice
 from typing import Final, NamedTuple
@@ -22,8 +23,9 @@ from memosd.kernel.cubes import Admission
 from memosd.kernel.namespace import Namespace
 from memosd.kernel.parts import Parts
 from memosd.kernel.policies.guarded import make_guarded
-from memosd.kernel.policies.policy import Entry, Policy
+from memosd.kernel.policies.policy import Candidate, Entry, Policy
 from memosd.kernel.ports import PayloadKey
+from memosd.kernel.protection import has_claims, levels
 from memosd.kernel.residents import Resident
 from memosd.kernel.rows import CubeRow, VersionRow
 from memosd.kernel.wait import Completion, detach
@@ -41,6 +43,15 @@ class _Kept(NamedTuple):
 
     used_ns: int
     entry: Entry
+
+
+class _Whom(NamedTuple):
+    """From whom to reclaim: see `protection.levels`."""
+
+    root: Group | None
+    charger: Group | None
+    spared: Collection[bytes | None]
+    """Cubes that stay whatever they are worth."""
 
 
 class DiskSpace:
@@ -148,9 +159,10 @@ class DiskSpace:
                 if free_bytes is None or not self._can_ever_fit(space, name, need_bytes):
                     raise
                 full = self._namespaces.full_group(space, name, need_bytes)
-                victims = await self._victims(full, spared)
+                group = self._namespaces.control.group_of(space, name)
+                whom = _Whom(full, group, spared)
                 reason = "room was needed on disk"
-                if not await self._lose(victims, need_bytes - free_bytes, reason):
+                if not await self._lose(whom, need_bytes - free_bytes, reason):
                     raise
                 has_waited = True
             else:
@@ -177,19 +189,20 @@ class DiskSpace:
         reason = "the disk tier is above its high watermark"
         try:
             while (over := self._over(self._parameters.disk_low)) > 0:
-                if not await self._lose(await self._victims(None, set()), over, reason):
+                if not await self._lose(_Whom(None, None, set()), over, reason):
                     self._rest_ns = self._clock.monotonic_ns() + _REST_NS
                     return
         finally:
             self._is_balancing = False
 
-    async def _lose(self, victims: list[PayloadKey], lack_bytes: int, reason: str) -> bool:
+    async def _lose(self, whom: _Whom, lack_bytes: int, reason: str) -> bool:
         """Remove some for good. False where there is none, or that could not be recorded."""
-        freed = 0
-        for key in victims:
-            if freed >= lack_bytes:
-                break
-            freed += self._lose_one(key, reason)
+        freed = tried = 0
+        while freed < lack_bytes and tried < _STRETCH and (found := await self._victims(whom)):
+            for key in found:
+                if freed < lack_bytes:
+                    freed += self._lose_one(key, reason)
+            tried += len(found)
         if not freed:
             return False
         try:
@@ -208,20 +221,29 @@ class DiskSpace:
             self.lost += 1
         return before_bytes - self._namespaces.used_bytes
 
-    async def _victims(
-        self, within: Group | None, spared: Collection[bytes | None]
-    ) -> list[PayloadKey]:
-        """A stretch of those that may go, best first; of those that are in RAM as well, none
-        before the others."""
+    async def _victims(self, whom: _Whom) -> list[PayloadKey]:
+        """Those that may go, best first: a stretch, but one where limits protect anybody, for
+        who is protected may be another without it."""
         policy = await self._order()
-        groups = set(self._groups)
-        if within is not None:
-            groups &= {group.number for group in within.subtree()}
+        sums = self._namespaces.disk_sums(self._groups)
+        if not sums.groups:
+            return []
+        most = 1 if has_claims(sums) else _STRETCH
+        for numbers in levels(sums, whom.root, whom.charger):
+            orders = [policy.candidates(each) for each in numbers if each in self._groups]
+            if victims := self._of_level(heapq.merge(*orders), whom.spared, most):
+                return victims
+        return []
+
+    def _of_level(
+        self, candidates: Iterable[Candidate], spared: Collection[bytes | None], most: int
+    ) -> list[PayloadKey]:
+        """Of those that are in RAM as well, none before the others."""
         found: list[PayloadKey] = []
         in_ram: list[PayloadKey] = []
         gone: list[PayloadKey] = []
-        for candidate in heapq.merge(*map(policy.candidates, groups)):
-            if len(found) == _STRETCH:
+        for candidate in candidates:
+            if len(found) == most:
                 break
             key = candidate.key
             resident = self._residents.find(key)
@@ -235,7 +257,7 @@ class DiskSpace:
                 in_ram.append(key)
         for key in gone:
             self.forget(key)
-        return [*found, *in_ram][:_STRETCH]
+        return [*found, *in_ram][:most]
 
     # -- the order -----------------------------------------------------------------------------
 

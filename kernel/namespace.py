@@ -7,7 +7,7 @@ writes under way included. Kernel thread only.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Final, NamedTuple
 
 import msgspec
@@ -19,6 +19,7 @@ from memosd.kernel.access import READ, WRITE, Identity, allows
 from memosd.kernel.control import Control, Group, with_max
 from memosd.kernel.ledger import Ledger
 from memosd.kernel.ports import Store
+from memosd.kernel.protection import Sums
 from memosd.kernel.rows import NamespaceRow, decode_row, encode_row
 
 __all__ = ["Namespace", "Namespaces", "Promise"]
@@ -244,6 +245,17 @@ class Namespaces:
             return group.disk_bytes + group.reserved_bytes
         space = self._by_id.get(group.number)
         return space.disk_bytes + space.reserved_bytes if space is not None else self.used_bytes
+
+    def disk_sums(self, numbers: Container[int]) -> Sums:
+        """What groups hold on disk; those of these numbers may be reclaimed from."""
+        groups = list(self.control.root.subtree())
+        used = {group.number: self.disk_held(group) for group in groups}
+        own = {
+            group.number: max(0, used[group.number] - sum(used[n] for n in group.children))
+            for group in groups
+        }
+        within = {group.number: group for group in groups if group.number in numbers}
+        return Sums("disk", self.budget_bytes, within, own, used)
 
     def reserve(self, space: Namespace, name: str, need_bytes: int) -> Promise:
         """Promise bytes to a write under way; `release` them in any case. Errors as above."""

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from memosd.kernel.control import NO_LIMITS, Group
 
-__all__ = ["Sums", "levels", "protected"]
+__all__ = ["Sums", "has_claims", "levels", "protected"]
 
 _CLAIMS: Final = ("min_bytes", "low_bytes", "high_bytes")
 
@@ -76,6 +76,11 @@ def protected(sums: Sums, root: Group, limit: str) -> dict[int, float]:
             share = claim * scale + (sums.used[child.number] - claim) * min(1.0, spread)
             waiting.append((child, share, True))
     return found
+
+
+def has_claims(sums: Sums) -> bool:
+    """Do limits say anything about the order?"""
+    return any(_has_claims(group, sums.tier) for group in sums.groups.values())
 
 
 def _is_over_high(sums: Sums, group: Group) -> bool:
