@@ -74,6 +74,11 @@ class DiskSpace:
         self._groups: Counter[int] = Counter()
         """Control groups by number, and how many payloads each has here."""
         self._making: Completion[None] | None = None
+        self._found: dict[PayloadKey, Entry] = {}
+        """While it is made: what is not in it yet."""
+        self._ages: list[tuple[int, PayloadKey]] = []
+        """A heap of those, by when they were used last; some may be gone."""
+        self._generation = 0
         self._is_balancing = False
         self._rest_ns = 0
         self.lost = 0
@@ -89,7 +94,11 @@ class DiskSpace:
         if self._policy is None and self._making is None:
             return
         kept = self._kept(resident.key, resident.cube_id)
-        if kept is not None:
+        if kept is None:
+            return
+        if self._making is not None:
+            self._find(kept)
+        else:
             self._insert(kept.entry)
 
     def touch(self, key: PayloadKey) -> None:
@@ -99,6 +108,8 @@ class DiskSpace:
 
     def move(self, key: PayloadKey, group: Group) -> None:
         """Its cube is in another control group now."""
+        if key in self._found:
+            self._found[key] = msgspec.structs.replace(self._found[key], group=group.number)
         entry = self._entries.get(key)
         if entry is not None:
             moved = msgspec.structs.replace(entry, group=group.number)
@@ -108,6 +119,7 @@ class DiskSpace:
 
     def forget(self, key: PayloadKey) -> None:
         """It is gone for good."""
+        self._found.pop(key, None)
         if key in self._entries:
             self._leave(key)
             if self._policy is not None:
@@ -135,6 +147,9 @@ class DiskSpace:
         self._policy = None
         self._entries.clear()
         self._groups.clear()
+        self._found.clear()
+        self._ages.clear()
+        self._generation += 1
 
     # -- making room ---------------------------------------------------------------------------
 
@@ -263,7 +278,7 @@ class DiskSpace:
 
     async def _order(self) -> Policy:
         """Make it, where there is none."""
-        while self._policy is None:
+        while self._policy is None or self._making is not None:
             if self._making is None:
                 self._making = done = Completion[None]()
                 try:
@@ -279,28 +294,51 @@ class DiskSpace:
         return self._policy
 
     async def _make(self) -> None:
-        self.start_anew()
-        found: dict[PayloadKey, _Kept] = {}
+        """A stretch a turn; from the start again where `start_anew` came in between."""
+        while True:
+            self.start_anew()
+            generation = self._generation
+            if await self._read(generation) and await self._sort(generation):
+                return
+
+    async def _read(self, generation: int) -> bool:
+        """Find all that is kept. False where that is of no use any more."""
         start: PayloadKey | None = b""
         while start is not None:
             rows = list(islice(self._table.scan_kept(start), _STRETCH))
             for key, cube_id in rows:
                 kept = self._kept(key, cube_id)
                 if kept is not None:
-                    found[key] = kept
+                    self._find(kept)
             start = rows[-1][0] + b"\0" if len(rows) == _STRETCH else None
             await self._next_turn()
-        came = list(self._entries.values())
+            if self._generation != generation:
+                return False
+        return True
+
+    async def _sort(self, generation: int) -> bool:
+        """Put what was found into an order. False where that is of no use any more."""
         clock = self._clock
 
         def now_s() -> float:
             return clock.monotonic_ns() / 1e9
 
         self._policy = make_guarded(self._parameters.policy, now_s, self._policy_faults, "disk")
-        for kept in sorted(found.values(), key=lambda each: each.used_ns):
-            self._insert(kept.entry)
-        for entry in came:  # while the rows were read
-            self._insert(entry)
+        while self._ages:
+            for _ in range(min(_STRETCH, len(self._ages))):
+                _, key = heapq.heappop(self._ages)
+                entry = self._found.pop(key, None)
+                if entry is not None:
+                    self._insert(entry)
+            if self._ages:
+                await self._next_turn()
+                if self._generation != generation:
+                    return False
+        return True
+
+    def _find(self, kept: _Kept) -> None:
+        self._found[kept.entry.key] = kept.entry
+        heapq.heappush(self._ages, (kept.used_ns, kept.entry.key))
 
     def _kept(self, key: PayloadKey, cube_id: bytes) -> _Kept | None:
         """Of a row of `kept`; None where what it names is gone or damaged."""

@@ -3,8 +3,11 @@
 import pytest
 
 from libmem.abi import calls as c
+from libmem.abi.control import Limits, TierLimits
 from libmem.abi.errors import Errno
 from libmem.abi.structs import Durability, Governance
+from memosd.kernel import diskspace
+from memosd.kernel.wait import Completion
 from tests.kernel.conftest import MakeWorld
 from tests.kernel.fakes import SECOND_NS
 from tests.kernel.world import PAGED, Client, World, cache, charge_of
@@ -205,3 +208,48 @@ def test_the_order_forgets_what_is_gone(make_world: MakeWorld, versions: int) ->
     assert disk._policy is not None
     assert list(world.kernel.parts.table.scan_kept(b"")) == []
     assert (disk._entries, disk._groups, disk._policy._entries) == ({}, {}, {})  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("turns", range(8))
+def test_an_order_that_is_made_while_groups_change_is_made_again(
+    make_world: MakeWorld, turns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(diskspace, "_STRETCH", 2)
+    world = make_world()
+    user = world.client()
+    user.make("/n")
+    for number in range(6):
+        kept(world, user, f"/n/f/{number}")
+    size = charge_of(world, PAGED)
+    disk = world.kernel.disk_space
+    world.root.call(c.SetLimits("/n", Limits(disk=TierLimits(max_bytes=6 * size))))
+    made = user.start(c.CreateCube(name="/n/f/x", size_bytes=PAGED))
+    for _ in range(turns):
+        world.kernel.turn()
+    world.root.call(c.SetLimits("/n/f", Limits(disk=TierLimits(max_bytes=6 * size))))
+    world.settle()
+    assert made.errno() == 0
+    assert user.start(c.StatCube(name="/n/f/0")).errno() == Errno.ENOENT
+    assert (disk._found, disk._ages) == ({}, [])
+
+
+def test_the_order_is_made_a_stretch_a_turn(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(diskspace, "_STRETCH", 2)
+    world, user = full_world(make_world, 9)
+    for number in range(9):
+        kept(world, user, f"/n/{number}")
+    disk, sizes = world.kernel.disk_space, [0]
+    turn = disk._next_turn
+
+    def next_turn() -> Completion[None]:
+        sizes.append(len(disk._entries))
+        return turn()
+
+    monkeypatch.setattr(disk, "_next_turn", next_turn)
+    made = user.start(c.CreateCube(name="/n/x", size_bytes=PAGED))
+    world.settle()
+    assert made.errno() == 0
+    assert exist(user, "0123") == "123"
+    assert [size for size in sizes if size] == [2, 4, 6, 8]
