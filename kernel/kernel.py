@@ -82,8 +82,7 @@ class Kernel:
         self.grants = Grants(parts, self.cubes, self.pager, self.next_turn)
         self.grants.on_regrouped = self.disk_space.start_anew
         self.reclaim.on_lose = self.disk_space.on_lose = self.removal.lose
-        self.removal.on_move = self.disk_space.move
-        self.removal.on_free = self.disk_space.forget
+        self.removal.on_move, self.removal.on_free = self.disk_space.move, self.disk_space.forget
         self.cubes.on_expired = self.removal.remove_expired
         self.headers = Headers(parts, self.cubes, self.pager)
         self.fills = Fills(parts, self.cubes, self.pager, self.removal, self.disk_space)

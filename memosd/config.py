@@ -222,6 +222,8 @@ class Config(_Section, frozen=True, kw_only=True):
     log: Log = Log()
 
 
+_FORMS: Final = {"device.name": 'expected "none", "cpu", "cuda" or one such as "cuda:1"'}
+"""What a text must look like where it is no mode."""
 _SECTIONS: Final[dict[str, type[_Section]]] = get_type_hints(Config)
 _READ_ERRORS: Final[dict[type[OSError], Errno]] = {
     FileNotFoundError: Errno.ENOENT,
@@ -349,7 +351,7 @@ def _explain(message: str) -> tuple[str, str]:
             f"expected one of {', '.join(known)}; got{reason.removeprefix('Invalid enum value')}",
         )
     if "matching regex" in reason:
-        return key, 'expected an octal mode such as "0660"'
+        return key, _FORMS.get(key, 'expected an octal mode such as "0660"')
     return key, reason[0].lower() + reason[1:].replace("`", "")
 
 

@@ -105,6 +105,7 @@ def test_a_misplaced_key_is_refused_with_its_place(
             "listen.runtime_dir: must be an absolute path, not 'run'",
         ),
         ("[listen]\nmode = '660'", 'listen.mode: expected an octal mode such as "0660"'),
+        ("[device]\nname = 'gpu'", 'device.name: expected "none", "cpu", "cuda" or one such as'),
         ("[listen]\nmode = 0o660", "listen.mode: expected str, got int"),
         (
             "[log]\nlevel = 'loud'",

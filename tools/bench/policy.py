@@ -16,6 +16,7 @@ from typing import Final
 from libmem.abi.errors import Errno, MemError
 from memosd.kernel.policies.policy import Clock, Entry, Policy
 from memosd.kernel.policies.table import POLICIES
+from memosd.kernel.ports import PayloadKey
 from memosd.tools.bench.replay import belady_hits, replay_hits
 from memosd.tools.bench.report import Bar, Report, Row, at_least, row
 from memosd.tools.bench.synthetic import SYNTHETIC
@@ -82,8 +83,14 @@ def _traces(name: str) -> list[tuple[str, Sequence[Request], dict[float, Bar]]]:
     return [(f"{each}.", make(), {}) for each, make in SYNTHETIC.items()]
 
 
+def distinct_sizes(requests: Sequence[Request]) -> dict[PayloadKey, int]:
+    """Bytes of each block; lines that tell of its removal have none."""
+    uses = (request for request in requests if not request.is_removal)
+    return {entry.key: entry.size_bytes for request in uses for entry in request.blocks}
+
+
 def _replayed(name: str, requests: Sequence[Request], capacity: str, bar: Bar) -> list[Row]:
-    sizes = {entry.key: entry.size_bytes for request in requests for entry in request.blocks}
+    sizes = distinct_sizes(requests)
     room_bytes = max(1, int(float(capacity) * sum(sizes.values())))
     hits = {each: replay_hits(make, requests, room_bytes) for each, make in POLICIES.items()}
     hits["belady"] = belady_hits(requests, room_bytes)

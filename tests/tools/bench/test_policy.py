@@ -8,7 +8,7 @@ import pytest
 
 from libmem.abi.errors import Errno, MemError
 from memosd.kernel.policies.table import POLICIES
-from memosd.tools.bench.policy import Plan, measure
+from memosd.tools.bench.policy import Plan, distinct_sizes, measure
 from memosd.tools.bench.replay import belady_hits, replay_hits
 from memosd.tools.bench.report import Machine, to_json
 from memosd.tools.bench.synthetic import SYNTHETIC
@@ -33,6 +33,12 @@ def access(op: str, key: str, parent: str = "") -> dict[str, object]:
         "t": 1.5, "op": op, "key": key, "size": 10, "parent": parent,
         "group": 0, "priority": 50, "cost": 0.5,
     }  # fmt: skip
+
+
+def test_what_is_removed_counts_in_the_capacity_with_its_size(tmp_path: Path) -> None:
+    gone = {**access("remove", "0a"), "size": 0}
+    requests = read_trace(write(tmp_path / "t", access("insert", "0a"), gone, access("use", "0b")))
+    assert sorted(distinct_sizes(requests).values()) == [10, 10]
 
 
 def test_blocks_stand_on_those_before_them(tmp_path: Path) -> None:
