@@ -100,9 +100,11 @@ class Losses:
 
     @property
     def have_come(self) -> bool:
-        """In this step, or since the last boot if that is in it."""
-        is_same = self._world.kernel is self._kernel
-        return self._world.kernel.disk_space.lost > (self._before if is_same else 0)
+        """In this step; where a boot is in it, before that or since."""
+        kernel = self._world.kernel
+        is_booted = kernel is not self._kernel
+        lost = self._kernel.disk_space.lost + (kernel.disk_space.lost if is_booted else 0)
+        return lost > self._before
 
     def settle(self) -> None:
         """The step is over."""
