@@ -3,7 +3,8 @@
 One namespace reads its working set, all of which its `min` covers; another has ten times of what
 is left of the RAM budget and maps one cube after another from several processes. A hit is a map
 that found its cube in RAM: maps less faults, as the kernel counts them. The peer is the calm
-namespace alone; what it would lose without its `min` is measured as well.
+namespace alone; what it would lose without its `min` is measured as well. The policy is LRU: the
+default one learns that what floods is not used again, which hides what `min` does.
 """
 
 import random
@@ -78,6 +79,7 @@ class Round(NamedTuple):
 def measure(plan: Plan, directory: Path) -> Report:
     """Interleave the calm namespace alone, flooded with its `min`, and flooded without."""
     budget = f'[ram]\nbudget_bytes = "{plan.budget_cubes * plan.cube_bytes // _MIB}MiB"\n'
+    budget += 'policy = "lru"\n'
     with private_daemon(directory, config=budget) as daemon:
         daemon.start()
         with daemon.connect(timeout_s=60) as client:
