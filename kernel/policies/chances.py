@@ -8,7 +8,7 @@ from collections import deque
 from math import log2
 from typing import Final
 
-from memosd.kernel.policies.leaffirst import Standing
+from memosd.kernel.policies.lanes import Standing
 from memosd.kernel.ports import PayloadKey
 
 __all__ = ["Chances"]

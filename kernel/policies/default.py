@@ -41,9 +41,15 @@ class _Shadow(LeafFirst):
             return
         self.insert(entry)
         self._bytes += entry.size_bytes
-        while self._bytes > room_bytes and len(self._nodes) > 1:
-            order = (each.key for each in self.candidates(0) if each.key != entry.key)
-            self.forget(next(order), is_reclaim=True)
+        if self._bytes > room_bytes:
+            node = self._nodes[entry.key]
+            # Not `hold`: to be released would be another use.
+            self._displace(node)
+            node.is_held = True
+            while self._bytes > room_bytes and len(self._nodes) > 1:
+                self.forget(next(self.candidates(0)).key, is_reclaim=True)
+            node.is_held = False
+            self._place(node)
 
     def forget(self, key: PayloadKey, *, is_reclaim: bool) -> None:
         node = self._nodes.get(key)

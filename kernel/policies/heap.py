@@ -1,20 +1,17 @@
-"""A heap of payloads that are re-ranked all the time: the old places stay until they come up."""
+"""A heap of things that are re-ranked all the time: the old places stay until they come up."""
 
 import heapq
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from memosd.kernel.ports import PayloadKey
+__all__ = ["LazyHeap"]
 
-__all__ = ["LazyHeap", "Place"]
-
-Place = tuple[float, int, PayloadKey]
-"""Rank, serial, key. No two have the same serial."""
+KeyT = TypeVar("KeyT")
 
 
-class LazyHeap:
-    """Places in the order of their ranks: those whose serial is still their payload's (`serial` in
-    `nodes`).
+class LazyHeap(Generic[KeyT]):
+    """Places (rank, serial, key) in the order of their ranks: those whose serial is still that of
+    what the key names in `nodes` (`serial`). No two have the same serial.
 
     Amortised O(log n); at most as many stale places as valid ones, and a few.
     """
@@ -22,24 +19,28 @@ class LazyHeap:
     _SLACK = 64
     __slots__ = ("_nodes", "_places", "live")
 
-    def __init__(self, nodes: Mapping[PayloadKey, Any]) -> None:
-        self._places: list[Place] = []
+    def __init__(self, nodes: Mapping[KeyT, Any]) -> None:
+        self._places: list[tuple[Any, int, KeyT]] = []
         self._nodes = nodes
         self.live = 0
         """How many places hold. Whoever makes one stale counts it off."""
 
-    def push(self, place: Place) -> None:
+    def push(self, place: tuple[Any, int, KeyT]) -> None:
         heapq.heappush(self._places, place)
         self.live += 1
         if len(self._places) > 2 * self.live + self._SLACK:
             self._places = [each for each in self._places if self._is_valid(each)]
             heapq.heapify(self._places)
 
-    def _is_valid(self, place: Place) -> bool:
+    def _is_valid(self, place: tuple[Any, int, KeyT]) -> bool:
         node = self._nodes.get(place[2])
         return node is not None and node.serial == place[1]
 
-    def first(self) -> Place | None:
+    def is_top(self, serial: int) -> bool:
+        """Is that place, stale or not, before all others, stale or not?"""
+        return bool(self._places) and self._places[0][1] == serial
+
+    def first(self) -> tuple[Any, int, KeyT] | None:
         """The lowest that holds."""
         places, nodes = self._places, self._nodes
         while places:
@@ -50,7 +51,7 @@ class LazyHeap:
             heapq.heappop(places)
         return None
 
-    def __iter__(self) -> Iterator[Place]:
+    def __iter__(self) -> Iterator[tuple[Any, int, KeyT]]:
         """All that hold, lowest first; the heap must not change meanwhile."""
         if self.first() is None:
             return

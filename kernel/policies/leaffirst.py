@@ -2,67 +2,43 @@
 
 Worth is counted in octaves: each doubling of the chance of reuse, of the cost to bring it back for
 each byte, or each `_PRIORITY_OCTAVE` points of priority, is worth as much as having been used
-`weight` times the number of entries later. With a weight of 0 it is LRU among the leaves. Entries
-of equal worth share a lane, in which the least recently used is first: a decision looks at the
-heads of the lanes, and the weight and the chances may change at any time.
+`weight` times the number of entries later (of priority: that number). With a weight of 0 it is LRU
+among the leaves of one priority. Entries of equal worth share a lane (`lanes.py`): a decision takes
+O(log n) however many kinds there are, and the weight and the chances may change at any time.
 """
 
 import heapq
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from itertools import islice
 from math import log2
-from typing import Final, NamedTuple
+from typing import Final
 
-from memosd.kernel.policies.heap import LazyHeap
+from memosd.kernel.policies.lanes import (
+    COLD,
+    INNER,
+    NO_WORTH,
+    Lane,
+    Order,
+    Place,
+    Shelf,
+    Standing,
+    Worth,
+)
 from memosd.kernel.policies.policy import Candidate, Clock, Entry
 from memosd.kernel.policies.population import Node, Population
 from memosd.kernel.policies.value import cost_density
 from memosd.kernel.ports import PayloadKey
 
-__all__ = ["Branch", "LeafFirst", "Standing"]
+__all__ = ["Branch", "LeafFirst"]
 
 _PRIORITY_OCTAVE: Final = 16.0
 """Points of priority: from 0 to 100 it is about six octaves."""
 _MOST_USES: Final = 63
 """More do not tell more."""
-
-Standing = tuple[int, bool]
-"""How often used, in octaves; and whether anything ever stood on it. What chances are known for."""
-
-
-class _Worth(NamedTuple):
-    """What is known of a payload beforehand."""
-
-    cost: float
-    """Octaves."""
-    priority: float
-    """Octaves."""
-    half_life_s: float
-
-
-_NO_WORTH: Final = _Worth(0.0, 0.0, 0.0)
-
-
-class _Lane(LazyHeap):
-    """Entries that differ in nothing but when they were used."""
-
-    __slots__ = ("standing", "tier", "worth")
-
-    def __init__(
-        self, nodes: Mapping[PayloadKey, Node], tier: int, standing: Standing, worth: _Worth
-    ) -> None:
-        super().__init__(nodes)
-        self.tier = tier
-        """-1: no more use is expected; 0: leaves; 1: others stand on them."""
-        self.standing = standing
-        self.worth = worth
-
-
-_MOST_LANES: Final = 64
-"""Of a group, before those that stand empty are forgotten."""
-_COLD: Final = 0
-_INNER: Final = 1
-"""Numbers of lanes; the others follow from standing and worth."""
+_DRIFT: Final = 16
+"""An octave's uses are counted anew when the entries are more, or fewer, by one in so many."""
+_LONGEST_OCTAVE: Final = 30
+"""Half-lives are told apart by octaves of a second, up to this one."""
 
 
 class Branch(Node):
@@ -85,9 +61,9 @@ class Branch(Node):
         self.depth = 0
         """Greater than that of what it stands on."""
         self.had_child = False
-        self.lane: _Lane | None = None
+        self.lane: Lane | None = None
         self.worth = 0
-        """The number of its `_Worth`."""
+        """The number of its `Worth`."""
         self.parent: PayloadKey = b""
         """`Entry.parent`, unless it stood on itself."""
         self.sampled_above: PayloadKey = b""
@@ -108,9 +84,12 @@ class LeafFirst(Population[Branch]):
         super().__init__(clock)
         self.weight = weight
         self._octaves = octaves
-        self._lanes: dict[int, dict[int, _Lane]] = {}
-        self._worths: list[_Worth] = []
-        self._worth_numbers: dict[_Worth, int] = {}
+        self._octave_uses = 0
+        """How many uses later an octave is worth: about as many as there are entries."""
+        self._orders: dict[int, Order] = {}
+        """By control group; none is empty."""
+        self._worths: list[Worth] = []
+        self._worth_numbers: dict[Worth, int] = {}
         self._waiting: dict[PayloadKey, tuple[int, int]] = {}
         """Of those that are not here: how many stand on them, and the least depth of these."""
         self._expiring: list[tuple[float, PayloadKey]] = []
@@ -199,58 +178,48 @@ class LeafFirst(Population[Branch]):
 
     def _place(self, node: Branch) -> None:
         self._displace(node)
-        lane = self._lane(node)
+        order = self._orders.get(node.entry.group)
+        if order is None:
+            order = Order(self._nodes, self._octave_uses, self.weight)
+            self._orders[node.entry.group] = order
+        number = self._number(node)
+        lane = order.lanes.get(number)
+        if lane is None:
+            worth = self._worths[node.worth] if number not in (COLD, INNER) else NO_WORTH
+            lane = order.open(number, node.standing, worth)
         node.lane = lane
-        if lane.tier > 0:
+        if number == INNER:
             node.rank = -node.depth
         else:
             node.rank = node.used_s if lane.worth.half_life_s else node.used
         self._serial += 1
         node.serial = self._serial
-        lane.push((node.rank, self._serial, node.entry.key))
+        order.add(lane, (node.rank, self._serial, node.entry.key))
 
     def _displace(self, node: Branch) -> None:
         if node.serial and node.lane is not None:
-            node.serial = 0
-            node.lane.live -= 1
-            if not node.lane.live:
-                self._close(node.entry.group)
+            serial, node.serial = node.serial, 0
+            order = self._orders[node.entry.group]
+            order.drop(node.lane, serial)
+            if not order.lanes:
+                del self._orders[node.entry.group]
 
-    def _lane(self, node: Branch) -> _Lane:
-        uses = int(min(node.uses, _MOST_USES)).bit_length()
+    def _number(self, node: Branch) -> int:
+        """Of the lane that it belongs in."""
         if node.children:
-            number = _INNER
-        elif node.is_cold:
-            number = _COLD
-        else:
-            number = 16 * node.worth + 2 * uses + node.had_child
-        try:
-            return self._lanes[node.entry.group][number]
-        except KeyError:
-            return self._open(node, number)
-
-    def _open(self, node: Branch, number: int) -> _Lane:
-        tier = {_COLD: -1, _INNER: 1}.get(number, 0)
-        worth = self._worths[node.worth] if tier == 0 else _NO_WORTH
-        lane = _Lane(self._nodes, tier, node.standing, worth)
-        lanes = self._lanes.setdefault(node.entry.group, {})
-        if len(lanes) > _MOST_LANES:
-            for empty in [number for number, each in lanes.items() if not each.live]:
-                del lanes[empty]
-        lanes[number] = lane
-        return lane
-
-    def _close(self, group: int) -> None:
-        """Forget a group that has nothing left to give; its other lanes are kept for the next."""
-        if not any(lane.live for lane in self._lanes[group].values()):
-            del self._lanes[group]
+            return INNER
+        if node.is_cold:
+            return COLD
+        uses = int(min(node.uses, _MOST_USES)).bit_length()
+        return 16 * node.worth + 2 * uses + node.had_child
 
     def _worth(self, entry: Entry) -> int:
         """The number of what it is worth; what is nearly the same has the same."""
-        worth = _Worth(
-            round(log2(cost_density(entry))),
-            (entry.priority - 50) / _PRIORITY_OCTAVE,
-            2.0 ** round(log2(entry.half_life_s)) if entry.half_life_s else 0.0,
+        half_life = 0.0
+        if entry.half_life_s:
+            half_life = 2.0 ** min(max(0, round(log2(entry.half_life_s))), _LONGEST_OCTAVE)
+        worth = Worth(
+            round(log2(cost_density(entry))), (entry.priority - 50) / _PRIORITY_OCTAVE, half_life
         )
         number = self._worth_numbers.get(worth)
         if number is None:
@@ -258,39 +227,49 @@ class LeafFirst(Population[Branch]):
             self._worths.append(worth)
         return number
 
-    def _scale(self, lane: _Lane) -> tuple[float, float]:
-        """What its ranks are added to, and multiplied by before, to compare with other lanes'."""
-        if lane.tier:
-            return 0.0, 1.0
-        count, worth = len(self._nodes), lane.worth
-        octaves = worth.priority
-        if self.weight:
-            octaves += self.weight * (self._octaves(lane.standing) + worth.cost)
-        if not worth.half_life_s:
-            return count * octaves, 1.0
-        slope = count / worth.half_life_s
-        return self._uses + count * octaves - slope * self._clock(), slope
-
     def candidates(self, group: int) -> Iterator[Candidate]:
         self._expire()
-        lanes = self._lanes.get(group, {})
-        best: tuple[tuple[float, ...], PayloadKey] | None = None
-        for lane in lanes.values():
-            place = lane.first()
-            if place is not None:
-                base, slope = self._scale(lane)
-                head = ((lane.tier, base + slope * place[0], place[1]), place[2])
-                if best is None or head < best:
-                    best = head
+        count = len(self._nodes)
+        if abs(count - self._octave_uses) * _DRIFT > self._octave_uses:
+            self._octave_uses = count
+        order = self._orders.get(group)
+        if order is None:
+            return
+        order.renew(self._octave_uses, self.weight)
+        for rank, serial, key in order.lanes.get(COLD, ()):
+            yield Candidate((-1, rank, serial), key)
+        yield from self._leaves(order.shelves.values())
+        for rank, serial, key in order.lanes.get(INNER, ()):
+            yield Candidate((1, rank, serial), key)
+
+    def _leaves(self, shelves: Collection[Shelf]) -> Iterator[Candidate]:
+        best: Place | None = None
+        for shelf in shelves:
+            base, slope = self._scale(shelf)
+            rank, serial, key = shelf.head
+            rank = base + slope * rank
+            if best is None or (rank, serial) < best[:2]:
+                best = rank, serial, key
         if best is None:
             return
-        yield Candidate(*best)
-        yield from islice(heapq.merge(*(self._all(lane) for lane in lanes.values())), 1, None)
+        yield Candidate((0, best[0], best[1]), best[2])
+        orders = [self._all(shelf) for shelf in shelves]
+        yield from islice(heapq.merge(*orders), 1, None)
 
-    def _all(self, lane: _Lane) -> Iterator[Candidate]:
-        base, slope = self._scale(lane)
-        for rank, serial, key in lane:
-            yield Candidate((lane.tier, base + slope * rank, serial), key)
+    def _scale(self, shelf: Shelf) -> tuple[float, float]:
+        """What its ranks are added to, and multiplied by before, to compare with other shelves'."""
+        shift = 0.0
+        if self.weight:
+            shift = self._octave_uses * self.weight * self._octaves(shelf.standing)
+        if not shelf.half_life_s:
+            return shift, 1.0
+        slope = self._octave_uses / shelf.half_life_s
+        return self._uses + shift - slope * self._clock(), slope
+
+    def _all(self, shelf: Shelf) -> Iterator[Candidate]:
+        base, slope = self._scale(shelf)
+        for rank, serial, key in shelf.places():
+            yield Candidate((0, base + slope * rank, serial), key)
 
     def _expire(self) -> None:
         """What is of no use any more goes first."""
@@ -306,7 +285,8 @@ class LeafFirst(Population[Branch]):
         if node is None or not told or node.lane is None:
             return told
         told.update(depends_on_it=node.children, weight=self.weight)
-        if not node.lane.tier:
+        if node.lane.shelf is not None:
+            told["octave_uses"] = self._octave_uses
             told["reuse_octaves"] = self._octaves(node.standing)
             told["cost_octaves"] = node.lane.worth.cost
         return told

@@ -63,7 +63,7 @@ class Population(Generic[NodeT]):
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._nodes: dict[PayloadKey, NodeT] = {}
-        self._heaps: dict[int, LazyHeap] = {}
+        self._heaps: dict[int, LazyHeap[PayloadKey]] = {}
         self._ghosts = Ghosts()
         self._uses = 0
         self._serial = 0

@@ -3,12 +3,13 @@
 The trace is a file (`--trace`), or one of those of `synthetic.py` (`--trace synthetic:NAME`; `all`
 for each of them). Capacities are shares of the bytes of its distinct blocks. A decision is one call
 that a policy answers or learns from: of a tier of so many entries, in turn, a touch, a touch, the
-first candidate, its eviction, and an insertion.
+first candidate, its eviction, and an insertion. The entries are blocks of one kind in chains of
+eight; or (`_mixed`) of thousands of kinds, in prefix trees.
 """
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -29,6 +30,8 @@ _BARS: Final = {0.05: at_least(1.12), 0.10: at_least(1.05), 0.25: at_least(1.0)}
 """Of the conversation trace, which is what a file is taken for."""
 _NEVER_BELOW: Final = at_least(0.98)
 _RATE_BAR: Final = at_least(100_000)
+_MIXED_BAR: Final = at_least(25_000)
+"""A decision that looked at all kinds would be far below."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +57,13 @@ def measure(plan: Plan, directory: Path) -> Report:
             bar = bars.get(float(capacity), _NEVER_BELOW)
             rows.extend(_replayed(name, requests, capacity, bar))
     for name, make in POLICIES.items():
-        rate = _decisions_per_s(make, plan)
-        rate_bar = _RATE_BAR if name == "default" else None
-        rows.append(row(f"decisions_per_s.{name}", rate, f"{plan.entries:,} entries", rate_bar))
+        for field, entries, bar in (
+            ("decisions_per_s", _blocks, _RATE_BAR),
+            ("decisions_per_s_mixed", _mixed, _MIXED_BAR),
+        ):
+            rate = _decisions_per_s(make, plan, entries)
+            note = f"{plan.entries:,} entries"
+            rows.append(row(f"{field}.{name}", rate, note, bar if name == "default" else None))
     rows.sort(key=lambda each: each.bar is None)
     return Report("policy", tuple(rows), _NOTES)
 
@@ -67,6 +74,7 @@ _NOTES: Final = (
     "again; the optimum for blocks of one size",
     "a decision: one touch, first candidate, eviction or insertion, in the ratio 2:1:1:1; seconds "
     "of processor time",
+    "mixed: prefix trees, sizes and costs over six orders of magnitude, priorities 0 to 100",
 )
 
 
@@ -100,16 +108,17 @@ def _replayed(name: str, requests: Sequence[Request], capacity: str, bar: Bar) -
     return rows
 
 
-def _decisions_per_s(make: Callable[[Clock], Policy], plan: Plan) -> float:
+def _decisions_per_s(
+    make: Callable[[Clock], Policy], plan: Plan, entries: Callable[[int, int], Iterator[Entry]]
+) -> float:
     policy = make(time.monotonic)
     spread = random.Random(1)
-    keys = [block_key(number) for number in range(plan.entries)]
-    for number, key in enumerate(keys):
-        parent = keys[number - 1] if number % 8 else b""
-        policy.insert(Entry(key, 1 << 16, parent=parent, priority=50))
     rounds = plan.decisions // 5
-    fresh = [Entry(block_key(-1 - number), 1 << 16) for number in range(rounds)]
-    used = [spread.choice(keys) for _ in range(2 * rounds)]
+    made = list(entries(plan.entries, rounds))
+    there, fresh = made[: plan.entries], made[plan.entries :]
+    for entry in there:
+        policy.insert(entry)
+    used = [spread.choice(there).key for _ in range(2 * rounds)]
     begun = time.process_time()
     for number, entry in enumerate(fresh):
         policy.touch(used[2 * number])
@@ -117,3 +126,28 @@ def _decisions_per_s(make: Callable[[Clock], Policy], plan: Plan) -> float:
         policy.evict(next(policy.candidates(0)).key)
         policy.insert(entry)
     return 5 * rounds / (time.process_time() - begun)
+
+
+def _blocks(there: int, fresh: int) -> Iterator[Entry]:
+    """Chains of eight, and then single ones, all of one kind."""
+    parent = b""
+    for number in range(there + fresh):
+        is_first = number % 8 == 0 or number >= there
+        entry = Entry(block_key(number), 1 << 16, parent=b"" if is_first else parent)
+        yield entry
+        parent = entry.key
+
+
+def _mixed(there: int, fresh: int) -> Iterator[Entry]:
+    """Prefix trees; sizes and costs over six orders of magnitude, and all priorities."""
+    draw = random.Random(2)
+    keys: list[PayloadKey] = []
+    for number in range(there + fresh):
+        keys.append(block_key(number))
+        yield Entry(
+            keys[-1],
+            int(2 ** draw.uniform(10, 30)),
+            priority=draw.randint(0, 100),
+            parent=keys[-draw.randint(2, 64)] if number % 8 and number >= 64 else b"",
+            restore_s=10 ** draw.uniform(-5, 1),
+        )

@@ -113,3 +113,4 @@ def test_the_report_has_every_policy_and_the_optimum(tmp_path: Path) -> None:
     for name in (*POLICIES, "belady"):
         assert 0 <= fields[f"hits.0.50.{name}"] <= fields["hits.0.50.belady"]
     assert fields["decisions_per_s.default"] > 0
+    assert fields["decisions_per_s_mixed.default"] > 0
