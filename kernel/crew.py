@@ -14,7 +14,7 @@ import psutil
 import structlog
 
 from libmem.abi.errors import MemError
-from libmem.abi.structs import WorkerStat
+from libmem.abi.state import WorkerStat
 from memosd.kernel.param import Parameters
 from memosd.kernel.ports import Workers
 from memosd.kernel.session import Session

@@ -14,7 +14,7 @@ import msgspec
 
 from libmem.abi.calls import CreateCube, WriteCube, WriteReply
 from libmem.abi.errors import Errno, MemError
-from libmem.abi.limits import PARENTS_MAX, PRIORITY_MAX
+from libmem.abi.limits import PARENTS_MAX
 from libmem.abi.names import namespace_of, parse_name, parse_ref
 from libmem.abi.structs import (
     CubeType,
@@ -23,8 +23,9 @@ from libmem.abi.structs import (
     Governance,
     StoredForm,
 )
-from memosd.kernel.access import EXECUTE, READ, WRITE, Identity, allows, require_owner
+from memosd.kernel.access import EXECUTE, READ, WRITE, Identity, allows
 from memosd.kernel.charges import row_charge, version_charge
+from memosd.kernel.governance import check_governance, govern
 from memosd.kernel.groups import check_header
 from memosd.kernel.namespace import Namespace
 from memosd.kernel.pagetable import Cube, new_id
@@ -145,7 +146,7 @@ class Cubes:
         check_unsigned(existing.row.current.descriptive if existing else None, draft.descriptive)
         governance = draft.governance
         if governance is not None:
-            self.check_governance(who, existing, governance)
+            check_governance(who, existing.row if existing else None, governance)
         kept = existing.row.durability if existing else driver.durability
         durability = draft.durability or kept
         parents = self._resolved_parents(who, draft.parents) if draft.parents else []
@@ -191,24 +192,6 @@ class Cubes:
                 version=version,
                 expected_version=expected,
             )
-
-    @staticmethod
-    def check_governance(who: Identity, existing: Cube | None, wanted: Governance) -> None:
-        """May the caller give a cube this? Errors: EPERM, EINVAL."""
-        if existing is not None:
-            require_owner(who, existing.row.uid, "the governance of a cube")
-        owner = existing.row.uid if existing else who.uid
-        if wanted.owner_uid not in (-1, owner) and not who.is_admin:
-            raise MemError(Errno.EPERM, "only the administrator gives cubes away")
-        groups = who.groups | {who.gid} | ({existing.row.gid} if existing else set())
-        if wanted.owner_gid != -1 and wanted.owner_gid not in groups and not who.is_admin:
-            raise MemError(Errno.EPERM, "the caller is not in that group")
-        if not 0 <= wanted.mode <= 0o777:
-            raise MemError(Errno.EINVAL, f"mode {wanted.mode:#o} is not within 0..0o777")
-        if not 0 <= wanted.priority <= PRIORITY_MAX:
-            raise MemError(Errno.EINVAL, f"a priority is within 0..{PRIORITY_MAX}")
-        if not 0 <= wanted.expires_ns < 1 << 63:
-            raise MemError(Errno.EINVAL, "expires_ns is not a time")
 
     def _resolved_parents(self, who: Identity, names: tuple[str, ...]) -> list[Cube]:
         if len(names) > PARENTS_MAX:
@@ -368,6 +351,7 @@ class Cubes:
             version.created_ns,
             version.version,
             version,
+            governance.half_life_s,
         )
 
     def succeed(
@@ -381,10 +365,7 @@ class Cubes:
         row = msgspec.structs.replace(existing.row, current=version, last_version=version.version)
         row.durability = durability or row.durability
         if governance is not None:
-            row.mode, row.priority = governance.mode, governance.priority
-            row.sensitivity, row.expires_ns = governance.sensitivity, governance.expires_ns
-            row.uid = row.uid if governance.owner_uid < 0 else governance.owner_uid
-            row.gid = row.gid if governance.owner_gid < 0 else governance.owner_gid
+            govern(row, governance)
             self._table.drop_expiry(existing.id, existing.row.expires_ns)
             self._table.put_expiry(existing.id, row.expires_ns)
         self._table.put_history(existing.id, existing.row.current)

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 
 from libmem.abi.errors import MemError
-from libmem.abi.structs import Governance, Stat, TierName
+from libmem.abi.structs import Stat, TierName
+from memosd.kernel.governance import governance_of
 from memosd.kernel.pagetable import Cube
 from memosd.kernel.parts import Parts
 from memosd.kernel.ports import PayloadKey
@@ -28,7 +29,7 @@ def describe(parts: Parts, cube: Cube, may_read: Callable[[CubeRow], bool]) -> S
         row.created_ns,
         version.created_ns,
         version.descriptive,
-        Governance(row.mode, row.uid, row.gid, row.expires_ns, row.priority, row.sensitivity),
+        governance_of(row),
         parts.heat.behaviour(cube.id),
         row.durability,
         places(parts, cube.key),

@@ -15,9 +15,10 @@ import structlog
 
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.jobs import DropRequest, JobClass, LoadRequest, LoadResult
-from libmem.abi.structs import TierStat
+from libmem.abi.state import TierStat
 from memosd.kernel.control import Group
 from memosd.kernel.costs import COPY
+from memosd.kernel.governance import weight_of
 from memosd.kernel.jobs import Job, Jobs
 from memosd.kernel.namespace import Namespace
 from memosd.kernel.pager import Pager
@@ -72,6 +73,7 @@ class Device:
         self.residents = parts.on_device
         self._ram = parts.ram
         self._table = parts.table
+        self._clock = parts.clock
         self._control = parts.namespaces.control
         self._memory_io = parts.memory_io
         self._free_at_once_bytes = parts.parameters.free_at_once_bytes
@@ -158,7 +160,7 @@ class Device:
             raise
         resident = Resident(cube.id, cube.key, frame, transfer.group)
         resident.charged_bytes = charge_bytes
-        resident.priority = cube.row.priority
+        resident.weight = weight_of(self._table, self._clock, cube.id)
         resident.restore_s = self._costs.transfer(COPY, size_bytes).seconds
         resident.parent = self._pager.base_of(cube.key)
         self.residents.add(resident)

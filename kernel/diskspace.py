@@ -13,13 +13,14 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from itertools import islice
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from libmem.abi.errors import MemError
 from memosd.kernel.control import Group
 from memosd.kernel.cubes import Admission
+from memosd.kernel.governance import Weight, weigh
 from memosd.kernel.namespace import Namespace
 from memosd.kernel.parts import Parts
 from memosd.kernel.policies.guarded import make_guarded
@@ -108,14 +109,21 @@ class DiskSpace:
 
     def move(self, key: PayloadKey, group: Group) -> None:
         """Its cube is in another control group now."""
+        self._change(key, {"group": group.number})
+
+    def reweigh(self, key: PayloadKey, weight: Weight) -> None:
+        """The header of its cube changed."""
+        self._change(key, weight._asdict())
+
+    def _change(self, key: PayloadKey, fields: dict[str, Any]) -> None:
         if key in self._found:
-            self._found[key] = msgspec.structs.replace(self._found[key], group=group.number)
+            self._found[key] = msgspec.structs.replace(self._found[key], **fields)
         entry = self._entries.get(key)
         if entry is not None:
-            moved = msgspec.structs.replace(entry, group=group.number)
-            self._enter(moved)
+            changed = msgspec.structs.replace(entry, **fields)
+            self._enter(changed)
             if self._policy is not None:
-                self._policy.update(moved)
+                self._policy.update(changed)
 
     def forget(self, key: PayloadKey) -> None:
         """It is gone for good."""
@@ -352,8 +360,8 @@ class DiskSpace:
                 key=key,
                 size_bytes=self._pages.charge_bytes(version),
                 group=self._group(row).number,
-                priority=row.priority,
                 parent=self._prefixes.base_of(key),
+                **weigh(row, self._clock)._asdict(),
             )
             return _Kept(used_ns, entry)
         return None

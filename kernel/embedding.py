@@ -16,7 +16,7 @@ import msgspec
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.index import IndexPassage, IndexVectors
 from libmem.abi.jobs import EmbedRequest, EmbedResult, JobClass
-from libmem.abi.structs import RecallStat
+from libmem.abi.state import RecallStat
 from memosd.kernel.indexer import Indexer
 from memosd.kernel.jobs import Job, Jobs
 from memosd.kernel.pace import Pace

@@ -171,10 +171,6 @@ class Fills:
         key, content, dirty = stored
         reply = self._cubes.commit(who, fill.draft, admission, key, content)
         resident = Resident(reply.id, key, fill.frame, fill.group)
-        if admission.governance is not None:
-            resident.priority = admission.governance.priority
-        elif admission.existing is not None:
-            resident.priority = admission.existing.row.priority
         if dirty is not None:
             resident.manifest = dirty
             resident.coding = self._parts.pages.coding(fill.draft.type, fill.draft.attributes)

@@ -13,7 +13,7 @@ from typing import Final
 import structlog
 
 from libmem.abi.errors import MemError
-from libmem.abi.structs import MachineStat
+from libmem.abi.state import MachineStat
 from memosd.kernel.machine import Bound, Machine, MachineMemory
 from memosd.kernel.parts import Parts
 from memosd.kernel.reclaim import Reclaim

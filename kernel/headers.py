@@ -17,6 +17,8 @@ from libmem.abi.structs import EventKind, Governance
 from memosd.kernel.access import Identity, require_owner
 from memosd.kernel.charges import version_charge
 from memosd.kernel.cubes import Cubes
+from memosd.kernel.diskspace import DiskSpace
+from memosd.kernel.governance import check_governance, weigh
 from memosd.kernel.groups import check_fixed, check_header
 from memosd.kernel.namespace import Namespace
 from memosd.kernel.pager import Pager
@@ -48,15 +50,17 @@ class _Change(NamedTuple):
 class Headers:
     """Changes of header."""
 
-    def __init__(self, parts: Parts, cubes: Cubes, pager: Pager) -> None:
+    def __init__(self, parts: Parts, cubes: Cubes, pager: Pager, disk_space: DiskSpace) -> None:
         self._table = parts.table
         self._namespaces = parts.namespaces
         self._residents = parts.residents
+        self._on_device = parts.on_device
         self._ram = parts.ram
         self._memory_io = parts.memory_io
         self._clock = parts.clock
         self._cubes = cubes
         self._pager = pager
+        self._disk_space = disk_space
 
     def replace(
         self, who: Identity, request: SetHeader
@@ -113,7 +117,7 @@ class Headers:
         driver.check_header(version.descriptive, version.attributes)
         check_fixed(driver.fixed_attributes, old.attributes, version.attributes)
         if request.governance is not None:
-            self._cubes.check_governance(who, cube, request.governance)
+            check_governance(who, cube.row, request.governance)
         self._namespaces.check_room(space, cube.row.name, version_charge(version))
         return _Change(cube, space, driver, version, request.governance)
 
@@ -122,6 +126,8 @@ class Headers:
         cube, version = change.cube, change.version
         self._namespaces.charge(change.space, cube.row.name, version_charge(version))
         row = self._cubes.succeed(cube, version, change.governance)
-        self._residents.reprioritise(cube.key, row.priority)
+        weight = weigh(row, self._clock)
+        for order in (self._residents, self._on_device, self._disk_space):
+            order.reweigh(cube.key, weight)
         self._table.log.note(EventKind.HEADER, cube.id, row, actor_uid=who.uid)
         return WriteReply(id=cube.id, version=version.version, digest=version.digest)

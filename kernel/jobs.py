@@ -18,7 +18,8 @@ from typing import Final
 from libmem.abi.calls import FinishJob, JobReply
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.jobs import JobClass
-from libmem.abi.structs import Value, WorkerStat
+from libmem.abi.state import WorkerStat
+from libmem.abi.structs import Value
 from libmem.abi.wire import encode
 from memosd.kernel.crew import Crew
 from memosd.kernel.param import Parameters

@@ -12,7 +12,7 @@ import structlog
 
 from libmem.abi.calls import InfoReply
 from libmem.abi.errors import MemError
-from libmem.abi.structs import TierStat
+from libmem.abi.state import TierStat
 from memosd.kernel.access import Identity
 from memosd.kernel.assembly import Gate, Outside, make_device, make_parts
 from memosd.kernel.boot import clear_leftovers, open_format
@@ -84,7 +84,7 @@ class Kernel:
         self.reclaim.on_lose = self.disk_space.on_lose = self.removal.lose
         self.removal.on_move, self.removal.on_free = self.disk_space.move, self.disk_space.forget
         self.cubes.on_expired = self.removal.remove_expired
-        self.headers = Headers(parts, self.cubes, self.pager)
+        self.headers = Headers(parts, self.cubes, self.pager, self.disk_space)
         self.fills = Fills(parts, self.cubes, self.pager, self.removal, self.disk_space)
         self.events = Events(parts)
         self.jobs = Jobs(outside.workers, parts.clock, parts.timers, parameters)

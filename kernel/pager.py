@@ -14,6 +14,7 @@ from libmem.abi.errors import Errno, MemError
 from libmem.abi.structs import EventKind
 from memosd.kernel import pricing
 from memosd.kernel.control import Group
+from memosd.kernel.governance import weight_of
 from memosd.kernel.namespace import Namespace
 from memosd.kernel.pagetable import Cube
 from memosd.kernel.parts import Parts
@@ -167,7 +168,6 @@ class Pager:
             load_ms=load_ns / 1e6,
         )
         resident = Resident(cube.id, cube.key, frame, filling.group)
-        resident.priority = cube.row.priority
         resident.is_passing = is_passing
         self.adopt(resident, is_new=False)
         working_set = self.reclaim.working_set
@@ -325,6 +325,7 @@ class Pager:
         """Make a sealed, charged frame resident. `is_new`: the payload was just made."""
         resident.charged_bytes = self._ram.charge_bytes(resident.frame.size_bytes)
         resident.parent = self.base_of(resident.key)
+        resident.weight = weight_of(self._table, self._clock, resident.cube_id)
         resident.restore_s = pricing.restore_s(self._parts, resident)
         self._ram.adopt(resident.key, resident.frame)
         resident.since_ns = self._clock.wall_ns()

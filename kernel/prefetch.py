@@ -183,8 +183,8 @@ class Prefetch:
         return ""
 
     def _is_worth_more(self, victim: Resident, hint: _Hint) -> bool:
-        if victim.priority != hint.cube.row.priority:
-            return victim.priority > hint.cube.row.priority
+        if victim.weight.priority != hint.cube.row.priority:
+            return victim.weight.priority > hint.cube.row.priority
         used_ns = self._parts.heat.behaviour(victim.cube_id).last_access_ns
         idle_ns = self._clock.wall_ns() - max(used_ns, victim.since_ns)
         return idle_ns < hint.needed_ns - self._clock.monotonic_ns()

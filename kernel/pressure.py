@@ -13,7 +13,7 @@ import math
 from types import TracebackType
 from typing import Final
 
-from libmem.abi.structs import StallStat
+from libmem.abi.state import StallStat
 from memosd.kernel.ports import Clock
 from memosd.kernel.timers import Timers
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from libmem.abi.digest import Manifest
 from memosd.kernel.accounts import TierAccount
 from memosd.kernel.control import Group
+from memosd.kernel.governance import Weight
 from memosd.kernel.policies.policy import Entry, Policy
 from memosd.kernel.ports import Coding, Frame, PayloadKey
 
@@ -37,11 +38,11 @@ class Resident:
         "maps",
         "parent",
         "pins",
-        "priority",
         "restore_s",
         "since_ns",
         "stores",
         "used_at",
+        "weight",
     )
 
     def __init__(self, cube_id: bytes, key: PayloadKey, frame: Frame, group: Group) -> None:
@@ -51,7 +52,8 @@ class Resident:
         self.group = group
         """What it is charged to."""
         self.charged_bytes = 0
-        self.priority = 50
+        self.weight = Weight()
+        """By its cube's header."""
         self.restore_s = 0.0
         """What it would take to bring it back; 0: not known."""
         self.parent: PayloadKey = b""
@@ -99,9 +101,11 @@ class Resident:
             key=self.key,
             size_bytes=self.charged_bytes,
             group=self.group.number,
-            priority=self.priority,
+            priority=self.weight.priority,
             parent=self.parent,
             restore_s=self.restore_s,
+            half_life_s=self.weight.half_life_s,
+            expires_s=self.weight.expires_s,
         )
 
 
@@ -177,10 +181,11 @@ class Residents:
                 policy.hold(resident.key)
         self.policy = policy
 
-    def reprioritise(self, key: PayloadKey, priority: int) -> None:
+    def reweigh(self, key: PayloadKey, weight: Weight) -> None:
+        """The header of its cube changed."""
         resident = self._by_key.get(key)
-        if resident is not None and resident.priority != priority:
-            resident.priority = priority
+        if resident is not None and resident.weight != weight:
+            resident.weight = weight
             self._update(resident)
 
     def reprice(self, resident: Resident, restore_s: float) -> None:

@@ -125,6 +125,7 @@ class CubeRow(Row):
     last_version: int
     """The highest number ever given; numbers are not used twice."""
     current: VersionRow
+    half_life_s: float = 0.0
 
 
 class NamespaceRow(Row):

@@ -11,6 +11,7 @@
 """
 
 from libmem.abi.errors import Errno, MemError
+from libmem.abi.state import SessionStat, TierStat
 from libmem.abi.structs import (
     Advice,
     Behaviour,
@@ -28,10 +29,8 @@ from libmem.abi.structs import (
     Quota,
     SearchMode,
     Sensitivity,
-    SessionStat,
     Stat,
     TierName,
-    TierStat,
     Understood,
     Usage,
 )

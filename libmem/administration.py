@@ -8,7 +8,8 @@ from typing import Final
 from libmem.abi import calls as c
 from libmem.abi.control import GroupStat, Limits
 from libmem.abi.errors import Errno, MemError
-from libmem.abi.structs import Decision, NamespaceStat, Quota, SessionStat
+from libmem.abi.state import SessionStat
+from libmem.abi.structs import Decision, NamespaceStat, Quota
 from libmem.methods import one_call, pages, steps
 from libmem.steps import Items, Pages, Steps
 

@@ -45,7 +45,7 @@ def _residency(context: Context, cube: Cube, resident: Resident | None) -> str:
     if resident.pins or resident.maps:
         holders = f"{_counted(resident.pins, 'pin')} and {_counted(resident.maps, 'mapping')}"
         return f"in RAM ({state}); held by {holders}"
-    return f"in RAM ({state}); evictable, priority {resident.priority}"
+    return f"in RAM ({state}); evictable, priority {resident.weight.priority}"
 
 
 def _counted(count: int, noun: str) -> str:

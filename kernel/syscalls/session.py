@@ -10,7 +10,8 @@ import msgspec
 from libmem.abi import calls as c
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.limits import BATCH_MAX_CALLS, FRAME_MAX_BYTES, PAGE_BYTES
-from libmem.abi.structs import Decision, SessionStat
+from libmem.abi.state import SessionStat
+from libmem.abi.structs import Decision
 from libmem.abi.wire import Fault, encode
 from memosd.kernel.dispatch import Context
 from memosd.kernel.session import Session

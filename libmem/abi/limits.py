@@ -56,6 +56,9 @@ EVENTS_MAX: Final = 1000
 WATCH_MAX_MS: Final = 60_000
 PRIORITY_MAX: Final = 100
 """Reclaim takes the lowest priority first; 50 is the default, 100 the most precious."""
+HALF_LIFE_MIN_S: Final = 1e-3
+HALF_LIFE_MAX_S: Final = 1e9
+"""Of a header's half-life; 0 is none."""
 
 PAGE_BYTES: Final = 1 << 20
 """The unit of verification: one xxh3-128 digest per page of payload. Part of the format."""

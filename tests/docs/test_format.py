@@ -104,6 +104,7 @@ CUBE = CubeRow(
     created_ns=TIME_NS,
     last_version=1,
     current=VERSION,
+    half_life_s=3600.0,
 )
 EVENT = EventRow(
     time_ns=TIME_NS,

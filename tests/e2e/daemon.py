@@ -23,7 +23,7 @@ from pathlib import Path
 
 import libmem
 from libmem.abi.calls import InfoReply
-from libmem.abi.structs import TierStat
+from libmem.abi.state import TierStat
 
 __all__ = ["PATIENCE_S", "ROOT", "Daemon", "eventually", "running", "tier"]
 

@@ -10,7 +10,8 @@ import pytest
 import libmem
 from libmem.abi.calls import MigrateCube, MmapCube
 from libmem.abi.errors import Errno, MemError
-from libmem.abi.structs import TierName, TierStat, WorkerStat
+from libmem.abi.state import TierStat, WorkerStat
+from libmem.abi.structs import TierName
 from tests.e2e.actor import Actor, require_other_users
 from tests.e2e.daemon import Daemon, eventually, tier
 

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 import libmem
-from libmem import CubeType, Durability
+from libmem import CubeType, Durability, Governance
 from libmem.abi import calls as c
 from libmem.abi.errors import Errno, MemError
 from tests.e2e.daemon import PATIENCE_S, Daemon, eventually, tier
@@ -56,6 +56,20 @@ def test_the_next_call_works_and_everything_is_there(daemon: Daemon) -> None:
         assert [hit.name for hit in client.search("heron")] == ["/t/new"]
         assert client.search("unlinked") == ()
         assert client.stat_namespace("/t").usage.disk_bytes == usage.disk_bytes
+
+
+def test_what_weighs_in_on_who_goes_is_kept(daemon: Daemon) -> None:
+    with daemon.connect() as client:
+        client.write("/t/a", "x", governance=Governance(priority=70, half_life_s=90.5))
+        client.write("/t/b", "x")
+        client.set_header("/t/b", governance=Governance(half_life_s=5, expires_ns=1 << 62))
+        before = [client.stat(name).governance for name in ("/t/a", "/t/b")]
+        assert [(it.priority, it.half_life_s) for it in before] == [(70, 90.5), (50, 5.0)]
+        with pytest.raises(MemError, match="half-life") as refused:
+            client.write("/t/c", "x", governance=Governance(half_life_s=-1))
+        assert refused.value.errno is Errno.EINVAL
+        daemon.restart()
+        assert [client.stat(name).governance for name in ("/t/a", "/t/b")] == before
 
 
 def test_handles_of_before_are_stale(daemon: Daemon) -> None:

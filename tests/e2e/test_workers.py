@@ -16,7 +16,7 @@ import pytest
 
 from libmem.abi.calls import Call, FinishJob, TakeJob
 from libmem.abi.errors import Errno, MemError
-from libmem.abi.structs import WorkerStat
+from libmem.abi.state import WorkerStat
 from tests.e2e.actor import Actor, require_other_users
 from tests.e2e.daemon import Daemon, eventually
 

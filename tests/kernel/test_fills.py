@@ -149,7 +149,7 @@ def test_what_create_said_is_what_the_cube_says(world: World, user: Client) -> N
     assert (stat.parents, stat.durability) == (("/n/parent@v1",), Durability.CACHE)
     resident = world.resident("/n/a")
     assert resident is not None
-    assert resident.priority == 9
+    assert resident.weight.priority == 9
 
 
 def test_a_new_version_of_a_cube_inherits_its_priority(world: World, user: Client) -> None:
@@ -157,7 +157,7 @@ def test_a_new_version_of_a_cube_inherits_its_priority(world: World, user: Clien
     user.call(c.SealCube(handle=create(user)))
     resident = world.resident("/n/a")
     assert resident is not None
-    assert resident.priority == 9
+    assert resident.weight.priority == 9
 
 
 def test_everything_is_checked_before_any_memory_is_given(world: World, user: Client) -> None:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from libmem.abi import calls as c
 from libmem.abi.errors import Errno, MemError
-from libmem.abi.structs import CubeType, Durability, TierStat
+from libmem.abi.state import TierStat
+from libmem.abi.structs import CubeType, Durability
 from memosd.kernel.budget import Budget
 from memosd.kernel.machine import Bound
 from tests.kernel.conftest import MakeWorld

@@ -9,6 +9,8 @@ from libmem.abi.digest import digest_of
 from libmem.abi.errors import Errno
 from libmem.abi.limits import (
     ATTRIBUTES_MAX_BYTES,
+    HALF_LIFE_MAX_S,
+    HALF_LIFE_MIN_S,
     PARENTS_MAX,
     PRIORITY_MAX,
     TAGS_MAX,
@@ -36,7 +38,7 @@ def test_a_header_is_kept_as_it_was_given(user: Client) -> None:
     )  # fmt: skip
     governance = Governance(
         mode=0o640, owner_uid=USER, owner_gid=USER, expires_ns=1 << 62, priority=7,
-        sensitivity=Sensitivity.SECRET,
+        sensitivity=Sensitivity.SECRET, half_life_s=90.5,
     )  # fmt: skip
     attributes = {"k": [1, 2.5, None, True, {"deep": b"x"}], "large": (1 << 64) - 1}
     user.write("/n/a", b"x", descriptive=descriptive, governance=governance, attributes=attributes)
@@ -119,6 +121,11 @@ def test_a_group_is_given_by_its_members_only(world: World) -> None:
         {"governance": Governance(priority=PRIORITY_MAX + 1)},
         {"governance": Governance(expires_ns=-1)},
         {"governance": Governance(expires_ns=1 << 63)},
+        {"governance": Governance(half_life_s=-1)},
+        {"governance": Governance(half_life_s=HALF_LIFE_MIN_S / 2)},
+        {"governance": Governance(half_life_s=HALF_LIFE_MAX_S * 2)},
+        {"governance": Governance(half_life_s=float("nan"))},
+        {"governance": Governance(half_life_s=float("inf"))},
         {"descriptive": Descriptive(tags=("t",) * (TAGS_MAX + 1))},
         {"descriptive": Descriptive(tags=("t" * (TEXT_FIELD_MAX_BYTES + 1),))},
         {"descriptive": Descriptive(title="t" * (TEXT_FIELD_MAX_BYTES + 1))},
@@ -214,7 +221,12 @@ def test_limits_themselves_are_allowed(user: Client) -> None:
     user.write(
         "/n/a",
         b"x",
-        governance=Governance(mode=0o777, priority=PRIORITY_MAX, expires_ns=(1 << 63) - 1),
+        governance=Governance(
+            mode=0o777,
+            priority=PRIORITY_MAX,
+            expires_ns=(1 << 63) - 1,
+            half_life_s=HALF_LIFE_MAX_S,
+        ),
         descriptive=Descriptive(title=longest, tags=("t",) * TAGS_MAX),
         attributes={"k": b"x" * (ATTRIBUTES_MAX_BYTES - 8)},
     )

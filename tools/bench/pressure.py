@@ -22,7 +22,8 @@ import psutil
 import libmem
 from libmem.abi.calls import InfoReply
 from libmem.abi.errors import Errno, MemError
-from libmem.abi.structs import CubeType, TierStat
+from libmem.abi.state import TierStat
+from libmem.abi.structs import CubeType
 from memosd.tools.bench.daemon import Daemon, private_daemon
 from memosd.tools.bench.process import Worker, workers
 from memosd.tools.bench.report import Report, Row, at_most, row

@@ -18,7 +18,14 @@ from memosd.tools.memctl.command import Session, command
 from memosd.tools.memctl.completion import complete_cube
 from memosd.tools.memctl.kv import kv_facts
 from memosd.tools.memctl.output import Column, plain
-from memosd.tools.memctl.units import counted, human_bytes, local_time, mode_text, printable
+from memosd.tools.memctl.units import (
+    counted,
+    human_bytes,
+    local_time,
+    mode_text,
+    printable,
+    seconds_text,
+)
 
 __all__ = ["ExpectVersion", "Name", "app", "owner"]
 
@@ -236,6 +243,7 @@ def _facts(stat: Stat) -> list[tuple[str, str]]:
         ("owner", f"{owner(rules.owner_uid)} (uid {rules.owner_uid}, gid {rules.owner_gid})"),
         ("mode", f"{rules.mode:04o} {mode_text(rules.mode)}"),
         ("priority", str(rules.priority)),
+        ("half-life", seconds_text(rules.half_life_s) if rules.half_life_s else ""),
         ("sensitivity", str(rules.sensitivity)),
         ("expires", local_time(rules.expires_ns) if rules.expires_ns else ""),
         *_about(stat.descriptive),

@@ -7,15 +7,8 @@ import typer
 
 from libmem.abi.calls import Info, InfoReply, Sync
 from libmem.abi.errors import Errno
-from libmem.abi.structs import (
-    Finding,
-    MachineStat,
-    RecallStat,
-    SessionStat,
-    StallStat,
-    TierStat,
-    WorkerStat,
-)
+from libmem.abi.state import MachineStat, RecallStat, SessionStat, StallStat, TierStat, WorkerStat
+from libmem.abi.structs import Finding
 from memosd.tools.memctl.command import Session, command
 from memosd.tools.memctl.cubes import owner
 from memosd.tools.memctl.output import Column

@@ -52,6 +52,14 @@ class Header:
             "--priority", min=0, max=PRIORITY_MAX, help="Who leaves RAM last (a new cube has 50)."
         ),
     ] = None
+    half_life_s: Annotated[
+        float | None,
+        typer.Option(
+            "--half-life",
+            metavar="SECONDS",
+            help="Unused for so long it is worth half to who makes room; 0: as most cubes.",
+        ),
+    ] = None
     mode: Annotated[
         str | None,
         typer.Option("--mode", metavar="OCTAL", help="Permissions (a new cube has 0600)."),
@@ -112,11 +120,13 @@ def _options(session: Session, file: str, name: str, header: Header) -> dict[str
 
 def _governance(session: Session, name: str, header: Header) -> Governance | None:
     """The rules with what was asked for changed; None leaves them as they are."""
-    changes: dict[str, int] = {}
+    changes: dict[str, float] = {}
     if header.mode is not None:
         changes["mode"] = parse_mode(header.mode)
     if header.priority is not None:
         changes["priority"] = header.priority
+    if header.half_life_s is not None:
+        changes["half_life_s"] = header.half_life_s
     if not changes:
         return None
     try:

@@ -5,15 +5,8 @@ import msgspec
 from libmem.abi.calls.base import Call, Done
 from libmem.abi.calls.observe import PolicyStat
 from libmem.abi.costs import CostStat
-from libmem.abi.structs import (
-    Decision,
-    MachineStat,
-    RecallStat,
-    SessionStat,
-    TierStat,
-    Value,
-    WorkerStat,
-)
+from libmem.abi.state import MachineStat, RecallStat, SessionStat, TierStat, WorkerStat
+from libmem.abi.structs import Decision, Value
 
 __all__ = [
     "Batch",

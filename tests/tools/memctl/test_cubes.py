@@ -15,7 +15,7 @@ from libmem.abi.calls import (
     UnlinkReply,
 )
 from libmem.abi.errors import Errno, MemError
-from libmem.abi.structs import CubeType, NamespaceStat, Quota, StoredForm, Usage
+from libmem.abi.structs import CubeType, Governance, NamespaceStat, Quota, StoredForm, Usage
 from memosd.tools.memctl.cubes import owner
 from tests.tools.memctl.fake import Memctl, make_stat
 
@@ -128,8 +128,15 @@ def test_stat_shows_the_header(memctl: Memctl) -> None:
     assert facts["size"] == "1.5 KiB (1536 bytes)"
     assert facts["mode"] == "0640 rw-r-----"
     assert facts["title"] == "A title"
-    assert "tags" not in facts  # nothing to say
+    assert not {"tags", "half-life"} & set(facts), "nothing to say"
     assert memctl.client.requests == [StatCube(name="/notes/today@v3")]
+
+
+def test_stat_shows_a_half_life(memctl: Memctl) -> None:
+    rules = Governance(half_life_s=5400.0)
+    out = memctl("stat", "/notes/today", answers={StatCube: make_stat(governance=rules)}).out
+    (line,) = [line for line in out.splitlines() if line.startswith("half-life")]
+    assert line.split("  ")[-1] == "1 h 30 min"
 
 
 def test_stat_shows_a_form_that_loses_something(memctl: Memctl) -> None:

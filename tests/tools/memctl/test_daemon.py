@@ -22,18 +22,8 @@ from libmem.abi.calls import (
     Sync,
 )
 from libmem.abi.errors import Errno
-from libmem.abi.structs import (
-    Finding,
-    MachineStat,
-    NamespaceStat,
-    Quota,
-    RecallStat,
-    SessionStat,
-    StallStat,
-    TierStat,
-    Usage,
-    WorkerStat,
-)
+from libmem.abi.state import MachineStat, RecallStat, SessionStat, StallStat, TierStat, WorkerStat
+from libmem.abi.structs import Finding, NamespaceStat, Quota, Usage
 from memosd.tools.memctl.daemon import tier_lines
 from tests.tools.memctl.fake import Memctl
 

@@ -90,13 +90,22 @@ def test_a_text_that_ends_within_a_character_is_none(memctl: Memctl, tmp_path: P
     assert memctl("put", str(path), "/notes/torn", answers=WRITTEN).status == Errno.EILSEQ
 
 
-def test_put_changes_only_the_rules_that_were_named(memctl: Memctl, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("option", "value", "changed"),
+    [
+        ("--priority", "90", Governance(mode=0o640, priority=90, owner_uid=5)),
+        ("--half-life", "90", Governance(0o640, priority=60, owner_uid=5, half_life_s=90.0)),
+    ],
+)
+def test_put_changes_only_the_rules_that_were_named(
+    memctl: Memctl, tmp_path: Path, option: str, value: str, changed: Governance
+) -> None:
     path = tmp_path / "note"
     path.write_text("x", encoding="utf-8")
     rules = Governance(mode=0o640, priority=60, owner_uid=5)
     answers = {**WRITTEN, StatCube: make_stat(governance=rules)}
-    memctl("put", str(path), "/notes/today", "--priority", "90", answers=answers)
-    assert written(memctl).governance == Governance(mode=0o640, priority=90, owner_uid=5)
+    memctl("put", str(path), "/notes/today", option, value, answers=answers)
+    assert written(memctl).governance == changed
 
 
 def test_put_of_a_new_cube_with_a_mode(memctl: Memctl, tmp_path: Path) -> None:
