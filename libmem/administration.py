@@ -11,7 +11,7 @@ from libmem.abi.errors import Errno, MemError
 from libmem.abi.state import SessionStat
 from libmem.abi.structs import Decision, NamespaceStat, Quota
 from libmem.methods import one_call, pages, steps
-from libmem.steps import Items, Pages, Steps
+from libmem.steps import Items, Pages, Steps, paged
 
 __all__ = ["Administration"]
 
@@ -50,24 +50,12 @@ class Administration:
     @pages
     def sessions(self) -> Pages[SessionStat]:
         """The open sessions of one's own user; to the administrator all of them."""
-        after = 0
-        while True:
-            reply: c.ListSessionsReply = yield c.ListSessions(after)
-            yield Items(reply.sessions)
-            after = reply.next_after
-            if not after:
-                return
+        return paged(c.ListSessions, 0, lambda reply: (reply.sessions, reply.next_after))
 
     @pages
     def pins(self) -> Pages[c.PinStat]:
         """The pins of one's own user; to the administrator all of them."""
-        after = 0
-        while True:
-            reply: c.ListPinsReply = yield c.ListPins(after)
-            yield Items(reply.pins)
-            after = reply.next_after
-            if not after:
-                return
+        return paged(c.ListPins, 0, lambda reply: (reply.pins, reply.next_after))
 
     # Namespaces
 
@@ -108,13 +96,11 @@ class Administration:
     @pages
     def limits(self, path: str = "/") -> Pages[GroupStat]:
         """The control groups of a subtree, with their limits and what they use."""
-        cursor = ""
-        while True:
-            reply: c.StatLimitsReply = yield c.StatLimits(path, is_recursive=True, cursor=cursor)
-            yield Items(reply.groups)
-            cursor = reply.next_cursor
-            if not cursor:
-                return
+
+        def ask(cursor: str) -> c.Call[c.StatLimitsReply]:
+            return c.StatLimits(path, is_recursive=True, cursor=cursor)
+
+        return paged(ask, "", lambda reply: (reply.groups, reply.next_cursor))
 
     # The daemon
 
@@ -126,13 +112,11 @@ class Administration:
     @pages
     def fsck(self, *, repair: bool = False) -> Pages[c.FsckReply]:
         """Verify every cube, yielding after each stretch; `repair` quarantines what is broken."""
-        cursor = ""
-        while True:
-            reply: c.FsckReply = yield c.Fsck(cursor, _FSCK_CUBES, repair)
-            yield Items((reply,))
-            cursor = reply.next_cursor
-            if not cursor:
-                return
+
+        def ask(cursor: str) -> c.Call[c.FsckReply]:
+            return c.Fsck(cursor, _FSCK_CUBES, repair)
+
+        return paged(ask, "", lambda reply: ((reply,), reply.next_cursor))
 
     @steps
     def shutdown(self) -> Steps[None]:

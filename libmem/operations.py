@@ -33,7 +33,7 @@ from libmem.mapping import Mapping
 from libmem.methods import one_call, pages, steps
 from libmem.options import CubeOptions, HeaderGroups, SearchOptions
 from libmem.parts import Parts
-from libmem.steps import Acquire, Items, Pages, Steps
+from libmem.steps import Acquire, Items, Pages, Steps, paged
 
 __all__ = ["Operations", "watch_pages"]
 
@@ -266,13 +266,10 @@ class Operations(Administration):
 
 
 def _cube_pages(path: str, is_recursive: bool) -> Pages[Stat]:
-    cursor = ""
-    while True:
-        page: c.ReaddirReply = yield c.Readdir(path, cursor, _PAGE_CUBES, is_recursive)
-        yield Items(page.entries)
-        cursor = page.next_cursor
-        if not cursor:
-            return
+    def ask(cursor: str) -> c.Call[c.ReaddirReply]:
+        return c.Readdir(path, cursor, _PAGE_CUBES, is_recursive)
+
+    return paged(ask, "", lambda page: (page.entries, page.next_cursor))
 
 
 def watch_pages(under: str, since_seq: int | None, timeout_s: float | None) -> Pages[Event]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from libmem.abi.calls import Call
+from libmem.abi.structs import Value
 from libmem.lease import Lease
 from libmem.link import Link
 
@@ -30,10 +31,13 @@ __all__ = [
     "Step",
     "Steps",
     "drive",
+    "paged",
 ]
 
 E = TypeVar("E")
 T = TypeVar("T")
+R = TypeVar("R", bound=Value)
+Place = TypeVar("Place", int, str)
 
 
 class Acquire(NamedTuple):
@@ -102,3 +106,23 @@ def drive(generator: Generator[E, Any, T], answer: Callable[[E], Any]) -> T:
     except StopIteration as end:
         result: T = end.value
         return result
+
+
+def paged(
+    ask: Callable[[Place], Call[R]],
+    start: Place,
+    turn: Callable[[R], tuple[tuple[T, ...], Place]],
+) -> Pages[T]:
+    """A listing that the kernel answers page by page.
+
+    `ask` makes the request for the page that begins at a place; `turn` says what a reply holds
+    and where the next page begins. Places are the kernel's own; that of the first page is empty
+    or 0, and so is what comes after the last.
+    """
+    place = start
+    while True:
+        reply: R = yield ask(place)
+        items, place = turn(reply)
+        yield Items(items)
+        if not place:
+            return

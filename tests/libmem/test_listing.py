@@ -1,11 +1,14 @@
 """Namespaces and the cubes of all of them, by both clients; a namespace that is closed or gone."""
 
 import asyncio
+from typing import Any
 
+import msgspec
 import pytest
 
 import libmem
 import libmem.aio
+from libmem.abi import calls as c
 from libmem.abi.errors import Errno, MemError
 from tests.libmem.fake_daemon import FakeDaemon, refuse
 
@@ -62,3 +65,53 @@ def test_the_same_for_asyncio(filled: libmem.Client, daemon: FakeDaemon) -> None
             return spaces, names + [stat.name async for stat in listing]
 
     assert asyncio.run(main()) == (["/a", "/b", "/c"], ["/a/1", *NAMES[2:]])
+
+
+class Scripted:
+    """A client whose replies were written beforehand."""
+
+    _iterate: Any = libmem.Client._iterate
+    sessions: Any = libmem.Client.sessions
+    pins: Any = libmem.Client.pins
+    limits: Any = libmem.Client.limits
+    fsck: Any = libmem.Client.fsck
+
+    def __init__(self, *replies: msgspec.Struct) -> None:
+        self.requests: list[c.Call[Any]] = []
+        self._replies = iter(replies)
+
+    def call(self, request: c.Call[Any]) -> msgspec.Struct:
+        self.requests.append(request)
+        return next(self._replies)
+
+
+@pytest.mark.parametrize(
+    ("listing", "reply", "items", "place", "places"),
+    [
+        ("sessions", c.ListSessionsReply, "sessions", "after", (7, 9, 0)),
+        ("pins", c.ListPinsReply, "pins", "after", (7, 9, 0)),
+        ("limits", c.StatLimitsReply, "groups", "cursor", ("/a", "/b", "")),
+    ],
+)
+def test_a_listing_goes_on_where_each_page_ends(
+    listing: str, reply: Any, items: str, place: str, places: tuple[int | str, ...]
+) -> None:
+    held: list[tuple[Any, ...]] = [("one", "two"), (), ("three",)]
+    pages = [
+        reply(**{items: there, f"next_{place}": next_place})
+        for there, next_place in zip(held, places, strict=True)
+    ]
+    client = Scripted(*pages)
+    listed = getattr(client, listing)()
+    assert next(listed) == "one"
+    assert len(client.requests) == 1, "a page is asked for when it is wanted"
+    assert list(listed) == ["two", "three"]
+    start = type(places[0])()
+    assert [getattr(each, place) for each in client.requests] == [start, *places[:-1]]
+
+
+def test_each_stretch_of_fsck_is_handed_on_as_it_is() -> None:
+    stretches = [c.FsckReply(2, (), "x"), c.FsckReply(1, ())]
+    client = Scripted(*stretches)
+    assert list(client.fsck(repair=True)) == stretches
+    assert client.requests == [c.Fsck(cursor, repair=True) for cursor in ("", "x")]

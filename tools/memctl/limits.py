@@ -137,18 +137,12 @@ def _changed(present: Limits, wanted: Wanted) -> Limits:
 
 
 def _groups(session: Session, path: str) -> Iterator[GroupStat]:
-    cursor = ""
-    while True:
-        try:
-            page = session.call(StatLimits(path, is_recursive=True, cursor=cursor))
-        except MemError as error:
-            if error.errno is Errno.ENOENT and path.count("/") > 1:
-                return  # the folder has none any more, or never had
+    try:
+        yield from session.client.limits(path)
+    except MemError as error:
+        # Below a namespace: the folder has none any more, or never had.
+        if error.errno is not Errno.ENOENT or path.count("/") < 2:
             raise
-        yield from page.groups
-        cursor = page.next_cursor
-        if not cursor:
-            return
 
 
 def _lines(group: GroupStat) -> Iterator[Line]:

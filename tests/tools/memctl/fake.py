@@ -107,6 +107,7 @@ class FakeClient:
     fsck: Any = Client.fsck
     sessions: Any = Client.sessions
     pins: Any = Client.pins
+    limits: Any = Client.limits
 
     def read(self, name: str) -> bytes:
         return self.payload
