@@ -1,5 +1,7 @@
 """Room on disk: cache payloads give way, durable ones never, each loss with its reason."""
 
+import itertools
+
 import pytest
 
 from libmem.abi import calls as c
@@ -30,9 +32,9 @@ def kept(world: World, user: Client, name: str) -> None:
     world.clock.advance(1000)
 
 
-def exist(user: Client, names: str) -> str:
+def exist(user: Client, names: str, folder: str = "/n") -> str:
     """Which of /n/a, /n/b, ... are still there."""
-    return "".join(n for n in names if user.start(c.StatCube(name=f"/n/{n}")).errno() == 0)
+    return "".join(n for n in names if user.start(c.StatCube(name=f"{folder}/{n}")).errno() == 0)
 
 
 @pytest.mark.parametrize("how", ["write", "create"])
@@ -210,27 +212,36 @@ def test_the_order_forgets_what_is_gone(make_world: MakeWorld, versions: int) ->
     assert (disk._entries, disk._groups, disk._policy._entries) == ({}, {}, {})  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("turns", range(8))
+OLDEST_FIRST = "012345"
+
+
+@pytest.mark.parametrize("stretch", range(12))
 def test_an_order_that_is_made_while_groups_change_is_made_again(
-    make_world: MakeWorld, turns: int, monkeypatch: pytest.MonkeyPatch
+    make_world: MakeWorld, stretch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(diskspace, "_STRETCH", 2)
+    monkeypatch.setattr(diskspace, "_STRETCH", 1)
     world = make_world()
     user = world.client()
     user.make("/n")
-    for number in range(6):
-        kept(world, user, f"/n/f/{number}")
-    size = charge_of(world, PAGED)
-    disk = world.kernel.disk_space
-    world.root.call(c.SetLimits("/n", Limits(disk=TierLimits(max_bytes=6 * size))))
-    made = user.start(c.CreateCube(name="/n/f/x", size_bytes=PAGED))
-    for _ in range(turns):
-        world.kernel.turn()
-    world.root.call(c.SetLimits("/n/f", Limits(disk=TierLimits(max_bytes=6 * size))))
-    world.settle()
-    assert made.errno() == 0
-    assert user.start(c.StatCube(name="/n/f/0")).errno() == Errno.ENOENT
-    assert (disk._found, disk._ages) == ({}, [])
+    for name in OLDEST_FIRST:
+        kept(world, user, f"/n/f/{name}")
+    limits = Limits(disk=TierLimits(max_bytes=6 * charge_of(world, PAGED)))
+    world.root.call(c.SetLimits("/n", limits))
+    disk, turns = world.kernel.disk_space, itertools.count()
+    turn = disk._next_turn
+
+    def next_turn() -> Completion[None]:
+        if next(turns) == stretch:  # the folder becomes a group of its own, as full as the other
+            world.root.start(c.SetLimits("/n/f", limits))
+        return turn()
+
+    monkeypatch.setattr(disk, "_next_turn", next_turn)
+    user.blob("/n/f/x", bytes(PAGED))
+    assert next(turns) > stretch, "they changed meanwhile"
+    for number in range(1, 6):
+        assert exist(user, OLDEST_FIRST, "/n/f") == OLDEST_FIRST[number:]
+        user.blob(f"/n/f/x{number}", bytes(PAGED))
+    assert exist(user, OLDEST_FIRST, "/n/f") == ""
 
 
 def test_the_order_is_made_a_stretch_a_turn(
