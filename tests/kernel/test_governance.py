@@ -4,11 +4,12 @@ import pytest
 
 from libmem.abi import calls as c
 from libmem.abi.errors import Errno
-from libmem.abi.structs import Durability, Governance
+from libmem.abi.structs import Durability, Governance, TierName
 from memosd.kernel.governance import Weight, weigh
 from memosd.kernel.policies.policy import Entry
 from memosd.kernel.rows import CubeRow, decode_row, encode_row, seal_value
 from tests.kernel.conftest import MakeWorld
+from tests.kernel.devices import DeviceWorker, let_go, on_device
 from tests.kernel.fakes import SECOND_NS
 from tests.kernel.world import KIB, PAGED, Client, World, charge_of, in_ram
 
@@ -148,6 +149,21 @@ def test_the_disk_knows_half_lives_too(make_world: MakeWorld, how: str) -> None:
     world.clock.advance(60 * SECOND_NS)
     user.blob("/n/e", bytes(PAGED))
     assert exist(user, "abcde") == "bde"
+
+
+def test_the_device_knows_a_changed_header_too(make_world: MakeWorld) -> None:
+    world = make_world(policy="default", device="cpu", device_budget_bytes=3 * PAGED)
+    worker, user = DeviceWorker(world), world.client()
+    user.make("/n")
+    for name in "abcd":
+        user.blob(f"/n/{name}", bytes(PAGED))
+    for name in "abc":
+        let_go(user, on_device(user, worker, f"/n/{name}"))
+    user.call(c.SetHeader(name="/n/c", governance=SHORT))
+    world.clock.advance(60 * SECOND_NS)
+    let_go(user, on_device(user, worker, "/n/d"))
+    tiers = {name: user.stat(f"/n/{name}").tiers for name in "abcd"}
+    assert [name for name in tiers if TierName.DEVICE in tiers[name]] == ["a", "b", "d"]
 
 
 # -- how it lies ---------------------------------------------------------------------------------
