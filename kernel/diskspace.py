@@ -29,7 +29,7 @@ from memosd.kernel.ports import PayloadKey
 from memosd.kernel.protection import has_claims, levels
 from memosd.kernel.residents import Resident
 from memosd.kernel.rows import CubeRow, VersionRow
-from memosd.kernel.wait import Completion, detach
+from memosd.kernel.wait import Completion, detach, first_done
 
 __all__ = ["DiskSpace"]
 
@@ -75,6 +75,8 @@ class DiskSpace:
         self._groups: Counter[int] = Counter()
         """Control groups by number, and how many payloads each has here."""
         self._making: Completion[None] | None = None
+        self._is_remade = False
+        """Is it made again, because something came in between?"""
         self._found: dict[PayloadKey, Entry] = {}
         """While it is made: what is not in it yet."""
         self._ages: list[tuple[int, PayloadKey]] = []
@@ -158,6 +160,13 @@ class DiskSpace:
         self._found.clear()
         self._ages.clear()
         self._generation += 1
+
+    async def may_regroup(self) -> None:
+        """Return when the groups may become others. Who makes them so without pause waits, or the
+        order would be made for ever."""
+        if self._making is not None and self._is_remade:
+            await first_done([self._making])
+            await self._next_turn()  # those who waited for the order use it first
 
     # -- making room ---------------------------------------------------------------------------
 
@@ -303,11 +312,13 @@ class DiskSpace:
 
     async def _make(self) -> None:
         """A stretch a turn; from the start again where `start_anew` came in between."""
+        self._is_remade = False
         while True:
             self.start_anew()
             generation = self._generation
             if await self._read(generation) and await self._sort(generation):
                 return
+            self._is_remade = True
 
     async def _read(self, generation: int) -> bool:
         """Find all that is kept. False where that is of no use any more."""

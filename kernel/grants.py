@@ -6,7 +6,7 @@ what lies in it is charged to its group: in RAM at once, on disk as a walk throu
 it up. Kernel thread only.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from itertools import islice, pairwise
 from typing import Final
@@ -51,9 +51,19 @@ class Grants:
         )
         self.accounts: list[TierAccount] = [tier.account for tier in tiers]
         """Of the tiers whose payloads can be reclaimed."""
-        self.on_regrouped: Callable[[], None] = _nobody_listens
-        """Set at assembly: whoever keeps groups of his own finds others from now on."""
+        self._on_regrouped: Callable[[], None] = _nobody_listens
+        self._may_regroup: Callable[[], Coroutine[Completion[None], None, None]] = _nobody_objects
         self._ledger.on_rollback.append(self._on_rollback)
+
+    def watch(
+        self,
+        on_regrouped: Callable[[], None],
+        may_regroup: Callable[[], Coroutine[Completion[None], None, None]],
+    ) -> None:
+        """Once, at assembly: whoever keeps groups of his own finds others from each `on_regrouped`
+        on; `may_regroup` returns when he can do with that."""
+        self._on_regrouped = on_regrouped
+        self._may_regroup = may_regroup
 
     def start(self) -> None:
         """Go on adding up what a stop interrupted."""
@@ -72,6 +82,10 @@ class Grants:
         """Put limits in force. Errors: EINVAL, ENOENT, EDQUOT, EBUSY; then all is as it was."""
         space = self.place(path)
         self._check(path, space, limits)
+        if space is not None and (self._find(path, space) is None) != (limits == NO_LIMITS):
+            await self._may_regroup()
+            space = self.place(path)
+            self._check(path, space, limits)
         made: Group | None = None
         if space is not None and self._find(path, space) is None and limits != NO_LIMITS:
             made = self._make_folder(space, path, with_max(limits, "ram", 0))
@@ -229,7 +243,7 @@ class Grants:
                 # Where there is no room for it by now, it stays where it is charged.
                 with suppress(MemError):
                     self._pager.move(key, seat)
-        self.on_regrouped()
+        self._on_regrouped()
 
     def _seat_of(self, cube_id: bytes, group: Group) -> Group:
         """The group that a cube is in; `group` where nothing tells."""
@@ -313,6 +327,10 @@ def check_held(path: str, held_bytes: int, max_bytes: int) -> None:
             Errno.EDQUOT, "it holds more on disk already", group=path, need_bytes=held_bytes,
             free_bytes=max_bytes,
         )  # fmt: skip
+
+
+async def _nobody_objects() -> None:
+    pass
 
 
 def _nobody_listens() -> None:

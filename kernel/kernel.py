@@ -80,7 +80,7 @@ class Kernel:
         self.removal = Removal(parts, self.cubes, self.pager)
         self.salvage = Salvage(parts, self.cubes, self.removal, self.next_turn)
         self.grants = Grants(parts, self.cubes, self.pager, self.next_turn)
-        self.grants.on_regrouped = self.disk_space.start_anew
+        self.grants.watch(self.disk_space.start_anew, self.disk_space.may_regroup)
         self.reclaim.on_lose = self.disk_space.on_lose = self.removal.lose
         self.removal.on_move, self.removal.on_free = self.disk_space.move, self.disk_space.forget
         self.cubes.on_expired = self.removal.remove_expired

@@ -244,6 +244,39 @@ def test_an_order_that_is_made_while_groups_change_is_made_again(
     assert exist(user, OLDEST_FIRST, "/n/f") == ""
 
 
+def test_who_regroups_without_pause_waits_for_the_order(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(diskspace, "_STRETCH", 1)
+    world, user = full_world(make_world, 9)
+    for number in range(9):
+        kept(world, user, f"/n/{number}")
+    granted = Limits(disk=TierLimits(max_bytes=1 << 40))
+    root = world.root
+    root.call(c.SetLimits("/n/f", granted))  # there is no order any more
+    turns: list[Completion[None]] = []
+
+    def next_turn() -> Completion[None]:
+        turns.append(Completion())
+        return turns[-1]
+
+    monkeypatch.setattr(world.kernel.disk_space, "_next_turn", next_turn)
+    made = user.start(c.CreateCube(name="/n/x", size_bytes=PAGED))
+    asked = []
+    for number in range(20):  # each sooner than all rows are read
+        asked.append(root.start(c.SetLimits(f"/n/f{number}", granted)))
+        for _ in range(3):
+            if turns:
+                turns.pop(0).resolve(None)
+            world.settle()
+    assert made.errno() == 0
+    while turns:
+        turns.pop(0).resolve(None)
+    world.settle()
+    assert {each.errno() for each in asked} == {0}
+    assert exist(user, "01") == "1"
+
+
 def test_the_order_is_made_a_stretch_a_turn(
     make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
