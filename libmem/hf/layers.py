@@ -1,10 +1,10 @@
 """One layer of a cache over mapped memory: new tokens are written in place, behind the prefix.
 
-Owns one `Region` and the views of its used rows. Invariants: `keys` and `values` are always
-[rows, heads, used, dim] over the region; the first `shared_tokens` of them are the stored
-prefix's, the same in every row, and never written. A write goes behind the used rows only, so
-whoever still holds an older view sees what it saw; `reorder_cache` alone overwrites, and waits
-for `Readers` first.
+Owns one `Room` in memory, a `Region` where a prefix is mapped, and the views of its used rows.
+Invariants: `keys` and `values` are always [rows, heads, used, dim] over that memory; the first
+`shared_tokens` of them are the stored prefix's, the same in every row, and never written. A write
+goes behind the used rows only, so whoever still holds an older view sees what it saw;
+`reorder_cache` alone overwrites, and waits for `Readers` first.
 
 Sliding-window layers keep all tokens as well: the mask does the window, so a prefix can be cut
 anywhere and extended.
@@ -22,12 +22,16 @@ from transformers.cache_utils import DynamicLayer
 
 from libmem.abi.errors import Errno, MemError
 from libmem.hf.prefix import LayerShape, Prefix
-from libmem.hf.region import Region
+from libmem.hf.region import Region, Room
 
 __all__ = ["HEADROOM_TOKENS", "MappedLayer", "Readers", "Source"]
 
 HEADROOM_TOKENS: Final = 1024
 """Room behind what is used, where nobody said how much: address space, no memory."""
+_HEAP_BYTES: Final = 2 << 20
+"""A layer without a prefix lies in the heap up to this size, as transformers' own do: the heap has
+its pages from before, while a new region pays a page fault, 3 to 5 us, for every 4 KiB that is
+written. Above, room that is never written would weigh more than that."""
 
 
 class Readers:
@@ -85,7 +89,7 @@ class MappedLayer(DynamicLayer):  # its __init_subclass__
         self.readers = readers or Readers()
         self._source = source
         self._room_tokens = room_tokens
-        self._region: Region | None = None
+        self._room: Room | None = None
         if source is not None:
             self.dtype = getattr(torch, source.prefix.dtype)
             self.device = torch.device("cpu")
@@ -98,8 +102,8 @@ class MappedLayer(DynamicLayer):  # its __init_subclass__
         """A layer of the same tokens that shares the prefix and goes its own way."""
         twin = copy.copy(self)
         twin.readers = copy.deepcopy(self.readers, memo)
-        if self._region is not None:
-            twin._move(self._region.room_tokens)
+        if self._room is not None:
+            twin._move(self._room.room_tokens)
         return twin
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
@@ -125,8 +129,7 @@ class MappedLayer(DynamicLayer):  # its __init_subclass__
             self.lazy_initialization(key_states, value_states)
         self._check(key_states, value_states)
         used, new = self.get_seq_length(), key_states.shape[-2]
-        region = self._opened()
-        if used + new > region.room_tokens:
+        if used + new > self._opened().room_tokens:
             self._move(used + new + max(HEADROOM_TOKENS, used // 2))
         keys, values = self._views(used + new)
         with torch.no_grad():
@@ -181,7 +184,7 @@ class MappedLayer(DynamicLayer):  # its __init_subclass__
     def reset(self) -> None:
         """Forget everything, the prefix too."""
         super().reset()
-        self._region = self._source = None
+        self._room = self._source = None
         self._memory = torch.empty(0)
         self.shared_tokens = 0
 
@@ -191,10 +194,10 @@ class MappedLayer(DynamicLayer):  # its __init_subclass__
     def prefetch(self) -> None:
         raise MemError(Errno.EOPNOTSUPP, "a mapped cache stays in the memory of the CPU")
 
-    def _opened(self) -> Region:
-        if self._region is None:
+    def _opened(self) -> Room:
+        if self._room is None:
             raise MemError(Errno.EINVAL, "this layer holds nothing yet")
-        return self._region
+        return self._room
 
     def _check(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         if torch.is_grad_enabled() and (key_states.requires_grad or value_states.requires_grad):
@@ -202,10 +205,10 @@ class MappedLayer(DynamicLayer):  # its __init_subclass__
                 Errno.EOPNOTSUPP,
                 "a mapped cache keeps values, not gradients: call the model under torch.no_grad()",
             )
-        region = self._opened()
-        heads, key_dim, value_dim, _ = region.shape
+        room = self._opened()
+        heads, key_dim, value_dim, _ = room.shape
         for new, dim in ((key_states, key_dim), (value_states, value_dim)):
-            expected = (region.rows, heads, new.shape[-2], dim)
+            expected = (room.rows, heads, new.shape[-2], dim)
             if new.shape != expected or new.dtype != self.dtype:
                 raise MemError(
                     Errno.EINVAL,
@@ -214,32 +217,45 @@ class MappedLayer(DynamicLayer):  # its __init_subclass__
                 )
 
     def _open(self, shape: LayerShape, rows: int, room_tokens: int) -> None:
-        """A new region with the shared prefix in it. The old one lives as long as its views."""
+        """New memory with the shared prefix in it. The old one lives as long as its views."""
         grain = 1 if self._source is None else self._source.prefix.grain_tokens
         room_tokens = -(-max(room_tokens, self.shared_tokens, 1) // grain) * grain
-        region = Region(shape, rows, room_tokens)
-        if self._source is not None and self.shared_tokens:
-            region.place(self._source.prefix, self._source.layer, self.shared_tokens)
+        room = Room(shape, rows, room_tokens)
         # Tensors made in inference mode could not be written to outside of it.
         with torch.inference_mode(False):
-            items = len(region) // shape.item_bytes
-            self._memory = torch.frombuffer(region, dtype=self.dtype, count=items)
-        self._region = region
+            in_heap = self._source is None and room.size_bytes <= _HEAP_BYTES
+            self._memory = self._in_heap(room) if in_heap else self._mapped(room)
+        self._room = room
+
+    def _in_heap(self, room: Room) -> torch.Tensor:
+        try:
+            return torch.empty(room.size_bytes // room.shape.item_bytes, dtype=self.dtype)
+        except RuntimeError as error:
+            text = f"no memory for {room.room_tokens} tokens of {room.rows} rows: {error}"
+            raise MemError(Errno.ENOMEM, text, need_bytes=room.size_bytes) from None
+
+    def _mapped(self, room: Room) -> torch.Tensor:
+        """Address space of its own, in which the shared prefix is mapped."""
+        region = Region(room.shape, room.rows, room.room_tokens)
+        if self._source is not None and self.shared_tokens:
+            region.place(self._source.prefix, self._source.layer, self.shared_tokens)
+        items = room.size_bytes // room.shape.item_bytes
+        return torch.frombuffer(region, dtype=self.dtype, count=items)
 
     def _show(self, used: int) -> None:
         self.keys, self.values = self._views(used)
 
     def _views(self, used: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of the first `used` tokens."""
-        region = self._opened()
-        heads, key_dim, value_dim, item_bytes = region.shape
+        room = self._opened()
+        heads, key_dim, value_dim, item_bytes = room.shape
 
         def first(dim: int, start: int) -> torch.Tensor:
-            pitch = region.room_tokens * dim
-            shape = (region.rows, heads, used, dim)
+            pitch = room.room_tokens * dim
+            shape = (room.rows, heads, used, dim)
             return self._memory.as_strided(shape, (heads * pitch, pitch, dim, 1), start)
 
-        return first(key_dim, 0), first(value_dim, region.values_offset_bytes // item_bytes)
+        return first(key_dim, 0), first(value_dim, room.values_offset_bytes // item_bytes)
 
     def _move(self, room_tokens: int, index: torch.Tensor | None = None) -> None:
         """To a new region of other room or rows: the prefix is mapped again, the rest copied."""

@@ -1,10 +1,10 @@
 """Address space for one layer's keys and values, with a stored prefix mapped into its start.
 
-A region is [k|v][row][head][room][dim]: a reservation without memory behind it, of which each
-plane's first pages are, row by row, those of the sealed memory (MAP_FIXED, private). Behind them
-the reservation itself takes new tokens. Invariants: nothing is ever mapped outside the
-reservation (`place` checks before the first call), and a region goes, with all that is mapped in
-it, when the last tensor over it does; nobody unmaps it earlier.
+A room is [k|v][row][head][room][dim]. A region is a room that is a reservation without memory
+behind it, of which each plane's first pages are, row by row, those of the sealed memory (MAP_FIXED,
+private). Behind them the reservation itself takes new tokens. Invariants: nothing is ever mapped
+outside the reservation (`place` checks before the first call), and a region goes, with all that is
+mapped in it, when the last tensor over it does; nobody unmaps it earlier.
 
 No model framework. Made by `libmem.hf.layers`.
 """
@@ -24,7 +24,7 @@ from libmem.abi.errors import Errno, MemError
 from libmem.abi.kv import KV_PAGE_BYTES
 from libmem.hf.prefix import LayerShape, Prefix, Run
 
-__all__ = ["Region"]
+__all__ = ["Region", "Room"]
 
 _MAP_FIXED: Final = 0x10
 _MAP_NORESERVE: Final = 0x4000
@@ -60,12 +60,27 @@ _Plane: TypeAlias = tuple[int, int, int, int]
 many bytes. A plain tuple: there are hundreds, each time."""
 
 
-class Region(mmap.mmap):
-    """Room for `room_tokens` tokens of `rows` rows of one layer."""
+class Room:
+    """How `rows` rows of one layer lie in some memory, with place for `room_tokens` tokens."""
 
-    shape: LayerShape
-    rows: int
-    room_tokens: int
+    def __init__(self, shape: LayerShape, rows: int, room_tokens: int) -> None:
+        self.shape, self.rows, self.room_tokens = shape, rows, room_tokens
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all of it."""
+        return _size_bytes(self.shape, self.rows, self.room_tokens)
+
+    @property
+    def values_offset_bytes(self) -> int:
+        """Where the values begin; the keys begin at 0."""
+        shape = self.shape
+        return self.rows * self.room_tokens * shape.heads * shape.key_dim * shape.item_bytes
+
+
+class Region(Room, mmap.mmap):
+    """A room in address space of its own."""
+
     vmas: int
     """Counted for what is mapped in it."""
     _prefix: Prefix | None
@@ -76,7 +91,7 @@ class Region(mmap.mmap):
         Units:  room_tokens, a multiple of the grain where a prefix is to be mapped.
         Errors: ENOMEM.
         """
-        size_bytes = rows * room_tokens * _row_bytes(shape)
+        size_bytes = _size_bytes(shape, rows, room_tokens)
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
         try:
             self = super().__new__(cls, -1, max(1, size_bytes), flags, _PROT)
@@ -90,25 +105,12 @@ class Region(mmap.mmap):
         if hasattr(mmap, "MADV_NOHUGEPAGE"):
             with suppress(OSError):  # a kernel without huge pages
                 self.madvise(mmap.MADV_NOHUGEPAGE)
-        self.shape, self.rows, self.room_tokens = shape, rows, room_tokens
         self.vmas, self._prefix = 0, None
         return self
-
-    def __init__(self, shape: LayerShape, rows: int, room_tokens: int) -> None:
-        """All is done in `__new__`, where mmap does it."""
 
     def __del__(self) -> None:
         if getattr(self, "vmas", 0):
             _ended.append(self.vmas)
-
-    @property
-    def values_offset_bytes(self) -> int:
-        """Where the values begin; the keys begin at 0."""
-        return self.rows * self.room_tokens * self.shape.heads * self._key_row_bytes
-
-    @property
-    def _key_row_bytes(self) -> int:
-        return self.shape.key_dim * self.shape.item_bytes
 
     def place(self, prefix: Prefix, layer: int, tokens: int) -> None:
         """Put the first `tokens` tokens of a stored layer at the start of every row.
@@ -184,8 +186,9 @@ def _read(prefix: Prefix, fd: int, into: memoryview, offset_bytes: int) -> int:
     return got
 
 
-def _row_bytes(shape: LayerShape) -> int:
-    return shape.heads * (shape.key_dim + shape.value_dim) * shape.item_bytes
+def _size_bytes(shape: LayerShape, rows: int, room_tokens: int) -> int:
+    dims = shape.key_dim + shape.value_dim
+    return rows * room_tokens * shape.heads * dims * shape.item_bytes
 
 
 @lru_cache

@@ -1,6 +1,7 @@
 """One mapped layer against transformers' own, operation by operation."""
 
 import copy
+import resource
 from concurrent.futures import Future
 from typing import Any
 
@@ -174,3 +175,27 @@ def test_what_it_cannot_do_is_refused() -> None:
         assert caught.value.errno is Errno.EOPNOTSUPP
     with pytest.raises(ValueError, match="positive"):
         layer.crop(3)
+
+
+def test_short_prompts_without_a_prefix_pay_no_page_faults_again() -> None:
+    def faults() -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+    keys, values = states(1, 400, 0, torch.float32)
+    layer_pages = (keys.nbytes + values.nbytes) // 4096
+    MappedLayer(room_tokens=400).update(keys, values)
+    before = faults()
+    for _ in range(40):
+        MappedLayer(room_tokens=400).update(keys, values)
+    assert faults() - before < 40 * layer_pages / 4
+
+
+def test_no_memory_in_the_heap_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*args: Any, **options: Any) -> torch.Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(torch, "empty", refused)
+    layer = MappedLayer(room_tokens=10)
+    with pytest.raises(MemError) as caught:
+        layer.update(torch.zeros(1, 2, 3, 8), torch.zeros(1, 2, 3, 8))
+    assert caught.value.errno is Errno.ENOMEM
