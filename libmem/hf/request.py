@@ -16,6 +16,7 @@ from transformers import GenerationConfig
 
 from libmem.hf.cache import is_spread
 from libmem.hf.layers import HEADROOM_TOKENS
+from libmem.hf.weights import modules_of
 
 __all__ = ["Request", "read_request"]
 
@@ -132,9 +133,9 @@ def _is_plain_model(model: Any) -> bool:
         return False
     return not any(
         module.training  # one that drops out is enough
-        or any(map(_is_foreign, module._forward_pre_hooks.values()))
-        or any(map(_is_foreign, module._forward_hooks.values()))
-        for module in model.modules()
+        or (module._forward_pre_hooks and any(map(_is_foreign, module._forward_pre_hooks.values())))
+        or (module._forward_hooks and any(map(_is_foreign, module._forward_hooks.values())))
+        for module in modules_of(model)
     )
 
 

@@ -18,6 +18,7 @@ from libmem.abi.errors import Errno, MemError
 from libmem.abi.kv import kv_header
 from libmem.hf import Attached, attach
 from libmem.hf.cache import MappedCache
+from libmem.hf.request import read_request
 from libmem.hf.weights import Seen
 from tests.libmem.hf.fake_client import FakeClient, held_memory
 from tests.libmem.hf.models import ARCHITECTURES, GREEDY, TEXT, generate, longer, make_model
@@ -156,6 +157,24 @@ def test_models_that_compute_something_else_pass_through(
     assert attached.stats.passed_through == 8
     generate(model, TEXT)
     assert attached.stats.passed_through == 8
+
+
+def test_whether_a_model_is_plain_is_asked_without_naming_its_modules(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modules, named = list(model.modules()), []
+    name_them = type(model).named_modules
+
+    def counted(*args: Any, **options: Any) -> Any:
+        for each in name_them(*args, **options):
+            named.append(each)
+            yield each
+
+    monkeypatch.setattr(type(model), "named_modules", counted)
+    assert read_request(model, (TEXT,), {}) is not None
+    assert len(named) < len(modules) / 2  # its device takes a look at the first few
+    modules[-1].training = True
+    assert read_request(model, (TEXT,), {}) is None
 
 
 def test_room_is_not_asked_for_what_may_never_come(
