@@ -3,9 +3,13 @@
 Prefixes of several lengths lie in a store, on disks of several speeds (throttled by injection: the
 daemon is told to be slower than it is, `drivers/tiers/throttled.py`). Each request is a prefix with
 a question behind it, and asks for the first token: by `attach` as the cost model decides, by
-`attach` that always loads, and by the model without a memory; one after another, in changing order.
-Before each, the prefix is evicted from RAM. Who follows the model and who always loads have a
-daemon each: the one learns from nobody else's loads.
+`attach` that always loads, and by the model without a memory; one after another, in each of the
+six orders equally often. Before the three, the prefix is evicted from RAM. Who follows the model
+and who always loads have a daemon each, for each disk: the one learns from nobody else's loads.
+
+Each round asks for everything on every disk, in an order of its own, so what disturbs the machine
+for a minute disturbs all classes alike. Short prompts, of which a disturbance is a larger part, are
+asked for more often; sums are of each class's mean, so that they weigh no more for it.
 
 A daemon knows nothing at first. The first requests to each disk are the learning phase: counted
 apart, and told beside the others.
@@ -19,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import cycle, permutations
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -31,7 +36,7 @@ from memosd.tools.bench.daemon import private_daemon
 from memosd.tools.bench.prompts import QUESTION_TOKENS, load_model, prompt_of, question_of
 from memosd.tools.bench.report import Report, at_most, row
 
-__all__ = ["FULL", "QUICK", "Plan", "measure"]
+__all__ = ["FULL", "QUICK", "Found", "Plan", "Request", "measure", "report_of"]
 
 _NAMESPACE: Final = "/bench"
 _DISKS: Final = {
@@ -47,16 +52,19 @@ _EVICTION_S: Final = 30.0
 @dataclass(frozen=True)
 class Plan:
     rounds: int
-    lengths: tuple[int, ...] = (96, 256, 512, 1024, 2048)
+    lengths: tuple[int, ...] = (96, 256, 512, 1024)
     part_tokens: tuple[int, int] = (768, 1024)
     """A prefix of two parts, the first of which is in RAM."""
+    short_tokens: int = 256
+    """Prefixes up to here are asked for `short_times` times a round."""
+    short_times: int = 3
     learning: int = 4
     """Requests to each disk that are counted apart."""
     disks: tuple[str, ...] = tuple(_DISKS)
 
 
-FULL = Plan(rounds=4)
-QUICK = Plan(rounds=2, lengths=(96, 256, 512), part_tokens=(256, 384))
+FULL = Plan(rounds=6)
+QUICK = Plan(rounds=2, lengths=(96, 256, 512), part_tokens=(256, 384), short_times=1)
 
 
 class Prefix(NamedTuple):
@@ -88,8 +96,7 @@ class _Side:
         self.client, self.attached, self.model = client, attached, model
 
     def first_token_s(self, prefix: Prefix) -> float:
-        """Seconds of a generation of one token, the prefix being on disk."""
-        self._evict(prefix.name)
+        """Seconds of a generation of one token."""
         seconds = _first_token_s(self.model, prefix.ids)
         self.attached.flush()
         return seconds
@@ -104,8 +111,8 @@ class _Side:
             raise MemError(Errno.EIO, f"a text of {ids.shape[1]} tokens was not kept")
         return found.name.partition("@")[0]
 
-    def _evict(self, name: str) -> None:
-        """Errors: EBUSY (it does not come free)."""
+    def evict(self, name: str) -> None:
+        """Have a prefix on disk only. Errors: EBUSY (it does not come free)."""
         self.client.post_released()
         end_s = time.monotonic() + _EVICTION_S
         while True:
@@ -119,34 +126,68 @@ class _Side:
                 return
 
 
-_Found = dict[tuple[str, str], list[Request]]
+class _Disk(NamedTuple):
+    """A disk, with what lies on it."""
+
+    name: str
+    sides: list[_Side]
+    """Who follows the model, who always loads."""
+    prefixes: list[Prefix]
+    orders: dict[str, Iterator[tuple[int, ...]]]
+    """For each class in which order the three ways are gone, in turn."""
+
+
+Found = dict[tuple[str, str], list[Request]]
+"""Disk and label of a class -> its requests."""
 
 
 def measure(plan: Plan, directory: Path) -> Report:
-    """Every disk in turn, each with daemons of its own."""
+    """All disks round by round, each with daemons of its own."""
     model = load_model()
     _first_token_s(model, question_of())
-    learning: list[Request] = []
-    found: _Found = {}
-    for disk in plan.disks:
-        speed = _DISKS[disk]
-        with ExitStack() as stack:
-            speed_path = directory / f"memos-bench-{os.getpid()}.speed"
-            stack.callback(speed_path.unlink, missing_ok=True)
-            sides = [
-                stack.enter_context(_side(directory, model, restore, speed_path))
-                for restore in (hf.Restore.QUICKEST, hf.Restore.LOAD)
-            ]
-            prefixes = _store(plan, sides)
-            middle = prefixes[len(plan.lengths) // 2]
-            speed.write(speed_path)
-            learning += [_request(model, middle, sides, turn) for turn in range(plan.learning)]
-            order = random.Random(disk)
-            for turn in range(plan.rounds):
-                for prefix in order.sample(prefixes, len(prefixes)):
-                    request = _request(model, prefix, sides, turn)
-                    found.setdefault((disk, prefix.label), []).append(request)
-    return _report(plan, learning, found)
+    chance = random.Random(0)
+    found: Found = {}
+    with ExitStack() as stack:
+        disks = [stack.enter_context(_disk(plan, directory, model, name)) for name in plan.disks]
+        learning = [
+            _request(model, disk, disk.prefixes[len(plan.lengths) // 2])
+            for disk in disks
+            for _ in range(plan.learning)
+        ]
+        asked = [
+            (disk, prefix)
+            for disk in disks
+            for prefix in disk.prefixes
+            for _ in range(_times(plan, prefix))
+        ]
+        for _ in range(plan.rounds):
+            for disk, prefix in chance.sample(asked, len(asked)):
+                request = _request(model, disk, prefix)
+                found.setdefault((disk.name, prefix.label), []).append(request)
+    return report_of(plan, learning, found)
+
+
+def _times(plan: Plan, prefix: Prefix) -> int:
+    """How often a round asks for a prefix."""
+    is_short = prefix.ids.shape[1] <= plan.short_tokens + QUESTION_TOKENS
+    return plan.short_times if is_short else 1
+
+
+@contextmanager
+def _disk(plan: Plan, directory: Path, model: Any, name: str) -> Iterator[_Disk]:
+    speed_path = directory / f"memos-bench-{os.getpid()}-{name}.speed"
+    with ExitStack() as stack:
+        stack.callback(speed_path.unlink, missing_ok=True)
+        sides = [
+            stack.enter_context(_side(directory, model, restore, speed_path))
+            for restore in (hf.Restore.QUICKEST, hf.Restore.LOAD)
+        ]
+        prefixes = _store(plan, sides)
+        _DISKS[name].write(speed_path)
+        chance, orders = random.Random(name), list(permutations(range(len(Request._fields))))
+        turns: dict[str, Iterator[tuple[int, ...]]]
+        turns = {each.label: cycle(chance.sample(orders, len(orders))) for each in prefixes}
+        yield _Disk(name, sides, prefixes, turns)
 
 
 @contextmanager
@@ -188,17 +229,18 @@ def _first_token_s(model: Any, ids: Any) -> float:
     return time.perf_counter() - begun
 
 
-def _request(model: Any, prefix: Prefix, sides: list[_Side], turn: int) -> Request:
-    """All three ways, each first in its turn."""
-    follower, loader = sides
+def _request(model: Any, disk: _Disk, prefix: Prefix) -> Request:
+    """All three ways, from the same state of the machine."""
+    for side in disk.sides:
+        side.evict(prefix.name)
+    follower, loader = disk.sides
     ways: list[Callable[[], float]] = [
         lambda: follower.first_token_s(prefix),
         lambda: loader.first_token_s(prefix),
         lambda: _first_token_s(model, prefix.ids),
     ]
     seconds = [0.0, 0.0, 0.0]
-    for step in range(len(ways)):
-        way = (turn + step) % len(ways)
+    for way in next(disk.orders[prefix.label]):
         seconds[way] = ways[way]()
     return Request(*seconds)
 
@@ -206,15 +248,21 @@ def _request(model: Any, prefix: Prefix, sides: list[_Side], turn: int) -> Reque
 # -- rows ------------------------------------------------------------------------------------
 
 
-def _report(plan: Plan, learning: list[Request], found: _Found) -> Report:
-    every = [request for requests in found.values() for request in requests]
+def report_of(plan: Plan, learning: list[Request], found: Found) -> Report:
+    """What was found, every class with the same weight however often it was asked for."""
+    every = [
+        (request, plan.rounds / len(requests))
+        for requests in found.values()
+        for request in requests
+    ]
+    first = [(request, 1.0) for request in learning]
     classes = {place: _medians(requests) for place, requests in found.items()}
-    worst = max(each.follow_s / each.compute_s for each in classes.values())
+    worst = max(map(_against_computing, found.values()))
     rows = [
         row("regret", _regret(every), "following / better of the two, summed", at_most(1.10)),
         row("worst_vs_recompute", worst, "of a class: following / computing", at_most(1.05)),
-        row("regret_with_learning", _regret([*learning, *every]), "the first requests included"),
-        row("regret_learning", _regret(learning), f"of the first {plan.learning} to each disk"),
+        row("regret_with_learning", _regret([*first, *every]), "the first requests included"),
+        row("regret_learning", _regret(first), f"of the first {plan.learning} to each disk"),
         row("always_load", _share(every, "load_s"), "always loading / better of the two"),
         row("always_compute", _share(every, "compute_s"), "always computing / better of the two"),
     ]
@@ -229,7 +277,8 @@ def _report(plan: Plan, learning: list[Request], found: _Found) -> Report:
     )
     notes = (
         f"SmolLM2-135M-Instruct, float32; {QUESTION_TOKENS} tokens of a question behind each",
-        f"{plan.rounds} rounds over {len(found)} classes; classes by their medians",
+        f"{plan.rounds} rounds over {len(found)} classes, of prefixes up to {plan.short_tokens} "
+        f"tokens {plan.short_times} requests in each; medians, each ratio taken within a request",
         f"disks: {disks}",
     )
     return Report("cost", tuple(rows), notes)
@@ -239,13 +288,18 @@ def _medians(requests: list[Request]) -> Request:
     return Request(*map(statistics.median, zip(*requests, strict=True)))
 
 
-def _regret(requests: list[Request]) -> float:
-    return _share(requests, "follow_s")
+def _against_computing(requests: list[Request]) -> float:
+    return statistics.median(each.follow_s / each.compute_s for each in requests)
 
 
-def _share(requests: list[Request], way: str) -> float:
-    took_s: list[float] = [getattr(each, way) for each in requests]
-    return sum(took_s) / sum(each.best_s for each in requests)
+def _regret(weighed: list[tuple[Request, float]]) -> float:
+    return _share(weighed, "follow_s")
+
+
+def _share(weighed: list[tuple[Request, float]], way: str) -> float:
+    """Seconds of one way, of all requests by their weights, to those of the better way of each."""
+    took_s: float = sum(weight * getattr(each, way) for each, weight in weighed)
+    return took_s / sum(weight * each.best_s for each, weight in weighed)
 
 
 def _described(speed: Speed) -> str:

@@ -33,15 +33,31 @@ def test_kv(tmp_path: Path, smollm2: Path) -> None:
 
 
 def test_cost(tmp_path: Path, smollm2: Path) -> None:
-    plan = cost.Plan(rounds=1, lengths=(64,), part_tokens=(64, 128), learning=1, disks=("far",))
+    plan = cost.Plan(
+        rounds=1, lengths=(64,), part_tokens=(64, 128), learning=1, disks=("quick", "far")
+    )
     report = cost.measure(plan, tmp_path)
     found = fields(report, {"regret": "≤ 1.1", "worst_vs_recompute": "≤ 1.05"})
     # The better of the two is never worse than either.
     assert found["always_load"] >= 1.0
     assert found["always_compute"] >= 1.0
-    classes = [field for field in found if field.startswith("far_")]
-    assert len(classes) == 2
+    classes = {field for field in found if field.startswith(("far_", "quick_"))}
+    assert classes == {"far_64_s", "far_part_s", "quick_64_s", "quick_part_s"}
     assert list(tmp_path.iterdir()) == []
+
+
+def test_cost_weighs_every_class_alike() -> None:
+    plan = cost.Plan(rounds=2)
+    short = [cost.Request(0.3, 0.5, s) for s in (0.2, 0.3, 0.3)] * plan.rounds
+    found: cost.Found = {
+        ("far", "96"): short,
+        ("far", "1024"): [cost.Request(1.0, 1.0, 2.0)] * plan.rounds,
+    }
+    bars = {"regret": "≤ 1.1", "worst_vs_recompute": "≤ 1.05"}
+    seen = fields(cost.report_of(plan, short, found), bars)
+    assert seen["regret"] == pytest.approx((0.3 + 1.0) / (0.8 / 3 + 1.0))
+    assert seen["always_compute"] == pytest.approx((0.8 / 3 + 2.0) / (0.8 / 3 + 1.0))
+    assert seen["worst_vs_recompute"] == 1.0, "the median of ratios"
 
 
 def test_share(tmp_path: Path, smollm2: Path) -> None:
