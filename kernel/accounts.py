@@ -4,6 +4,7 @@ Invariants: charged bytes never exceed the budget, nor any group's `max`; what a
 is the sum of its own and of those below it. Kernel thread only.
 """
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 from libmem.abi.control import GroupTierStat
@@ -11,6 +12,7 @@ from libmem.abi.errors import Errno, MemError
 from memosd.kernel.budget import Budget
 from memosd.kernel.control import Group
 from memosd.kernel.protection import Sums, levels
+from memosd.kernel.wait import Completion
 
 __all__ = ["TierAccount"]
 
@@ -46,6 +48,8 @@ class TierAccount:
         self._own: dict[int, int] = {}
         self._used: dict[int, int] = {}
         self._tallies: dict[int, _Tally] = {}
+        self.leaving: dict[Completion[None], tuple[Group, int]] = {}
+        """Memory on its way back: whose it was, and how much. It is charged until it is there."""
 
     @property
     def budget_bytes(self) -> int:
@@ -62,16 +66,36 @@ class TierAccount:
         """Groups that are charged for anything themselves."""
         return list(self._own)
 
-    def reclaim_levels(self, root: Group | None, charger: Group | None = None) -> list[list[int]]:
+    def reclaim_levels(
+        self,
+        root: Group | None,
+        charger: Group | None = None,
+        going: Collection[tuple[Group, int]] = (),
+    ) -> list[list[int]]:
         """Whom to reclaim from, all of a level before any of the next.
 
         For a group that is at its ceiling, or for the tier's sake (None). What is within its
-        `min` goes only for `charger`, if it is its own.
+        `min` goes only for `charger`, if it is its own. `going`: what was taken already, and of
+        whom; as what is leaving, it is no part of what a group could still give.
         """
         if not self._groups:
             return []
-        sums = Sums(self.tier, self.budget_bytes, self._groups, self._own, self._used)
+        own, used = self._without([*self.leaving.values(), *going])
+        sums = Sums(self.tier, self.budget_bytes, self._groups, own, used)
         return levels(sums, root, charger)
+
+    def _without(
+        self, going: Collection[tuple[Group, int]]
+    ) -> tuple[dict[int, int], dict[int, int]]:
+        """Both sums when that is gone."""
+        if not going:
+            return self._own, self._used
+        own, used = self._own.copy(), self._used.copy()
+        for group, size_bytes in going:
+            own[group.number] -= size_bytes
+            for each in self._groups[group.number].lineage:
+                used[each.number] -= size_bytes
+        return own, used
 
     # -- charging ------------------------------------------------------------------------------
 

@@ -171,12 +171,14 @@ class Prefetch:
         short_bytes = used_bytes + promised + hint.need_bytes - low_bytes
         if promised + hint.need_bytes > low_bytes:
             return f"no room: {promised + hint.need_bytes} bytes wait, {low_bytes} is the low mark"
-        victims = self._parts.residents.victims_by_level(None)
+        taken: list[Resident] = []
+        victims = self._parts.residents.victims_by_level(None, None, taken)
         for victim in itertools.islice(victims, _VICTIMS_MAX):
             if short_bytes <= 0:
                 break
             if self._is_worth_more(victim, hint):
                 return f"no room: {short_bytes} bytes that are of more use would have to go"
+            taken.append(victim)
             short_bytes -= victim.charged_bytes
         if short_bytes > 0:
             return f"no room: {short_bytes} bytes short, and too little can go"

@@ -44,13 +44,12 @@ def levels(sums: Sums, root: Group | None, charger: Group | None) -> list[list[i
     least = protected(sums, top, "min_bytes")
     wanted = protected(sums, top, "low_bytes")
     free = [each for each in inside if own[each.number] > least.get(each.number, 0)]
-    found = [
+    return [
         [each.number for each in free if _is_over_high(sums, each)],
         [each.number for each in free if own[each.number] > wanted.get(each.number, 0)],
         [each.number for each in free],
         [charger.number] if charger is not None and charger.number in own else [],
     ]
-    return [level for level in found if level]
 
 
 def protected(sums: Sums, root: Group, limit: str) -> dict[int, float]:

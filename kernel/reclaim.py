@@ -41,7 +41,7 @@ class Whom(NamedTuple):
     """From whom to reclaim: see `TierAccount.reclaim_levels`."""
 
     root: Group | None
-    charger: Group
+    charger: Group | None = None
 
 
 class Reclaim:
@@ -63,8 +63,7 @@ class Reclaim:
         self.writeback = writeback
         writeback.on_release = self.release
         self.working_set = WorkingSet(parts.residents.account)
-        self._freeing: dict[Completion[None], tuple[Group, int]] = {}
-        """Memory on its way back: whose it was, and how much."""
+        self._freeing = parts.residents.account.leaving
         self._is_balancing = False
         self._rests_until_ns = 0
         """While nothing can be written: background reclaim found too little before."""
@@ -102,7 +101,7 @@ class Reclaim:
         chosen: list[Resident] = []
         passed = 0
         can_wait = not self._health.is_bypassed  # else dirty ones could only be lost
-        for victim in self._residents.victims_by_level(*whom):
+        for victim in self._residents.victims_by_level(*whom, chosen):
             if not victim.is_dirty:
                 chosen.append(victim)
                 lack_bytes -= victim.charged_bytes
@@ -120,7 +119,9 @@ class Reclaim:
         dirty = [victim for victim in self._victims(whom) if victim.is_dirty]
         fresh = [victim for victim in dirty if victim.key not in stuck]
         if fresh and not is_bypassed:
-            started = [spawn(self._clean(each, stuck)) for each in fresh[: self.writeback.depth]]
+            started = [
+                spawn(self._clean(each, whom, stuck)) for each in fresh[: self.writeback.depth]
+            ]
             with self._pressure.waiting("disk"):
                 await self._wait(started)
             return True
@@ -129,7 +130,7 @@ class Reclaim:
             await self._wait(under_way)
             return True
         for victim in dirty:
-            if await self._lose(victim, _UNWRITABLE):
+            if await self._lose(victim, whom, _UNWRITABLE):
                 return True
         return False
 
@@ -137,12 +138,12 @@ class Reclaim:
         """As far as anybody looks."""
         return islice(self._residents.victims_by_level(*whom), 4 * _STRETCH)
 
-    async def _clean(self, victim: Resident, stuck: set[PayloadKey]) -> None:
+    async def _clean(self, victim: Resident, whom: Whom, stuck: set[PayloadKey]) -> None:
         """Write it back, or lose it where that is quicker for whoever needs it again."""
         try:
             if pricing.is_worth_storing(self._parts, victim):
                 await self.writeback.store(victim)
-            elif not await self._lose(victim, _CHEAPER):
+            elif not await self._lose(victim, whom, _CHEAPER):
                 stuck.add(victim.key)
         except MemError:
             stuck.add(victim.key)
@@ -154,10 +155,13 @@ class Reclaim:
         await first_done([*completions, tick])
         timer.cancel()
 
-    async def _lose(self, victim: Resident, reason: str) -> bool:
+    async def _lose(self, victim: Resident, whom: Whom, reason: str) -> bool:
         """A cache payload is lost at worst; that is now. False when not even that can be done."""
         if not self._is_evictable(victim):
             return True
+        levels = self._residents.account.reclaim_levels(*whom)
+        if not any(victim.group.number in groups for groups in levels):
+            return False  # it is protected since others of its group went
         try:
             if victim.key in self._table.volatile:  # else its unlink is under way
                 self.on_lose(victim.key, reason)
@@ -249,8 +253,12 @@ class Reclaim:
             if self._health.is_bypassed:
                 await self._reclaim_clean(over_bytes, root, reason)
                 return
-            victims = self._residents.victims_by_level(root)
-            batch = list(islice((v for v in victims if v.key not in stuck), _STRETCH))
+            batch: list[Resident] = []
+            for victim in self._residents.victims_by_level(root, None, batch):
+                if victim.key not in stuck:
+                    batch.append(victim)
+                if len(batch) == _STRETCH:
+                    break
             if not batch:
                 return
             if not batch[0].is_dirty:
@@ -258,7 +266,7 @@ class Reclaim:
                 if over_bytes() > 0:
                     await self._next_turn()
             else:
-                await self._clean_front(batch, stuck)
+                await self._clean_front(batch, Whom(root), stuck)
 
     async def _reclaim_clean(
         self, over_bytes: Callable[[], float], root: Group | None, reason: str
@@ -266,7 +274,7 @@ class Reclaim:
         """Evict what is clean, wherever it stands in the order, which is walked only once."""
         left_bytes = over_bytes()
         chosen: list[Resident] = []
-        for victim in self._residents.victims_by_level(root):
+        for victim in self._residents.victims_by_level(root, None, chosen):
             if left_bytes <= 0:
                 break
             if not victim.is_dirty:
@@ -283,10 +291,10 @@ class Reclaim:
                 return
             over_bytes -= self.evict(victim, reason)
 
-    async def _clean_front(self, batch: list[Resident], stuck: set[PayloadKey]) -> None:
+    async def _clean_front(self, batch: list[Resident], whom: Whom, stuck: set[PayloadKey]) -> None:
         """Write several back, and wait for the first in the order."""
         dirty = [victim for victim in batch if victim.is_dirty][: self.writeback.depth]
-        started = [spawn(self._clean(victim, stuck)) for victim in dirty]
+        started = [spawn(self._clean(victim, whom, stuck)) for victim in dirty]
         while not started[0].is_done and self._health.hanging() is None:
             await self._wait(started[:1])
         if not started[0].is_done:

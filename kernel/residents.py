@@ -215,14 +215,26 @@ class Residents:
                 yield resident
 
     def victims_by_level(
-        self, root: Group | None, charger: Group | None = None
+        self, root: Group | None, charger: Group | None = None, taken: Sequence[Resident] = ()
     ) -> Iterator[Resident]:
         """Whom to reclaim for a control group at its ceiling, or for the tier's sake (None), best
-        first. `charger`: as for `TierAccount.reclaim_levels`."""
-        seen: set[int] = set()  # a group may stand in several levels
-        for groups in self.account.reclaim_levels(root, charger):
-            yield from self.victims([group for group in groups if group not in seen])
-            seen.update(groups)
+        first. `charger`: as for `TierAccount.reclaim_levels`. `taken`: those of them that will go;
+        as the caller adds to it, groups come to what is protected and give no more."""
+        levels = self.account.reclaim_levels(root, charger)
+        if len(levels) == 1:
+            yield from self.victims(levels[0])
+            return
+        seen: set[PayloadKey] = set()  # a group may stand in several levels
+        counted = 0
+        for nth in range(len(levels)):
+            for victim in self.victims(levels[nth]):
+                if len(taken) > counted:
+                    counted = len(taken)
+                    going = [(each.group, each.charged_bytes) for each in taken]
+                    levels = self.account.reclaim_levels(root, charger, going)
+                if victim.key not in seen and victim.group.number in levels[nth]:
+                    seen.add(victim.key)
+                    yield victim
 
     def held_bytes(self) -> int:
         return sum(r.charged_bytes for r in self._by_key.values() if r.is_held)
