@@ -173,8 +173,26 @@ class LeafFirst(Population[Branch]):
     def _used(self, node: Branch) -> None:
         if node.entry.half_life_s:
             node.used_s = self._clock()
-        if node.entry.expires_s and node.entry.expires_s <= self._clock():
+        if self._has_expired(node.entry):
             node.is_cold = True
+
+    def release(self, key: PayloadKey) -> None:
+        node = self._nodes.get(key)
+        if node is not None and node.entry.half_life_s:
+            node.used_s = self._clock()
+        super().release(key)
+
+    def update(self, entry: Entry) -> None:
+        node = self._nodes.get(entry.key)
+        if node is not None:
+            if entry.half_life_s and not node.entry.half_life_s:
+                node.used_s = self._clock()  # before, nobody asked when
+            if self._has_expired(node.entry) and not self._has_expired(entry):
+                node.is_cold = False
+        super().update(entry)
+
+    def _has_expired(self, entry: Entry) -> bool:
+        return 0 < entry.expires_s <= self._clock()
 
     def _place(self, node: Branch) -> None:
         self._displace(node)
@@ -276,7 +294,7 @@ class LeafFirst(Population[Branch]):
         while self._expiring and self._expiring[0][0] <= self._clock():
             _, key = heapq.heappop(self._expiring)
             node = self._nodes.get(key)
-            if node is not None and 0 < node.entry.expires_s <= self._clock():
+            if node is not None and self._has_expired(node.entry):
                 self.cool(key)
 
     def explain(self, key: PayloadKey) -> dict[str, float | str]:

@@ -151,6 +151,42 @@ def test_what_decays_sooner_goes_sooner() -> None:
     assert next(policy.candidates(0)).key == b"decaying"
 
 
+def test_a_half_life_given_later_counts_from_then() -> None:
+    now = 100.0
+    policy = make_policy("default", lambda: now)
+    policy.insert(Entry(b"plain", 10))
+    policy.insert(Entry(b"given later", 10))
+    policy.update(Entry(b"given later", 10, half_life_s=1.0))
+    assert next(policy.candidates(0)).key == b"plain"
+    now = 110.0
+    assert next(policy.candidates(0)).key == b"given later"
+
+
+def test_the_end_of_a_use_is_a_use_for_decay() -> None:
+    now = 0.0
+    policy = make_policy("default", lambda: now)
+    policy.insert(Entry(b"held", 10, half_life_s=1.0))
+    policy.insert(Entry(b"plain", 10))
+    policy.hold(b"held")
+    now = 10.0
+    policy.release(b"held")
+    assert next(policy.candidates(0)).key == b"plain"
+
+
+def test_an_expiry_that_is_put_off_is_none() -> None:
+    now = 0.0
+    policy = make_policy("default", lambda: now)
+    policy.insert(Entry(b"put off", 10, expires_s=5.0))
+    policy.insert(Entry(b"plain", 10))
+    policy.touch(b"put off")
+    now = 6.0
+    assert next(policy.candidates(0)).key == b"put off"
+    policy.update(Entry(b"put off", 10, expires_s=50.0))
+    assert next(policy.candidates(0)).key == b"plain"
+    now = 51.0
+    assert next(policy.candidates(0)).key == b"put off"
+
+
 @pytest.mark.parametrize("first", ["cheap", "low"])
 def test_the_default_weighs_cost_and_priority(first: str) -> None:
     policy = make_policy("default", still)
