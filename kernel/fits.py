@@ -72,7 +72,8 @@ class Fit:
         if self.row.samples >= _SHAPED:
             seconds = self._bounded(seconds, self.seconds(features, now_ns))
         row = self.row
-        ratio = seconds / expected
+        # Anybody may report next to nothing, whose square is 0 or beyond all numbers.
+        ratio = max(seconds / expected, _LEAST)
         parts = [p * x / expected / ratio for p, x in zip(self._prior, features, strict=True)]
         self._forget(parts)
         row.gram = [

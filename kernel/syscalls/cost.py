@@ -48,7 +48,9 @@ def _is_sound(sample: PrefillSample) -> bool:
     )
     is_map = 0.0 < sample.map_s <= _MAP_S_MAX
     is_number = math.isfinite(sample.seconds) and math.isfinite(sample.map_s)
-    return counts and is_number and (is_prefill or (sample.seconds == 0.0 and is_map))
+    is_either = is_prefill or is_map
+    is_all = (is_prefill or sample.seconds == 0.0) and (is_map or sample.map_s == 0.0)
+    return counts and is_number and is_either and is_all
 
 
 def sys_plan_prefix(context: Context, request: c.PlanPrefix) -> c.PlanReply:

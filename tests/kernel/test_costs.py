@@ -168,6 +168,9 @@ def test_of_prefills_users_see_their_own(world: World, user: Client) -> None:
         {"tokens": 10, "seconds": float("inf")},
         {"map_s": float("inf")},
         {"map_s": 1e9},
+        {"map_s": -1.0},
+        {"tokens": 10, "seconds": 0.1, "map_s": 1e300},
+        {"tokens": 10, "seconds": 0.1, "map_s": -5.0},
         {},
     ],
 )
@@ -176,6 +179,16 @@ def test_what_cannot_be_true_is_passed_over(
 ) -> None:
     assert report(user, PrefillSample(**fields), SECOND) == 1
     assert shown(user)["prefill"].samples == 1
+
+
+@pytest.mark.parametrize("seconds", [5e-324, 1e-300, 1e-160, 1e-30])
+def test_next_to_no_time_takes_nothing_from_anybody(
+    world: World, user: Client, costs: Costs, seconds: float
+) -> None:
+    assert report(user, *[PrefillSample(tokens=10, seconds=seconds, map_s=seconds)] * 8) == 8
+    assert {"prefill", "map"} <= set(shown(world.root)), "`info` answers"
+    assert 0.0 < costs.prefill(KEY, 9999, 10).seconds < 1e-3
+    assert 0.0 < costs.mapping(KEY, 9999).seconds < 1e-3
 
 
 def test_reports_are_bounded(world: World, user: Client) -> None:
