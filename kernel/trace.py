@@ -82,6 +82,8 @@ class Trace:
         self._start_ns = 0
         self._lines: list[bytes] = []
         self._waiting_bytes = 0
+        self._file_lines = self._file_bytes = 0
+        """What the disk has taken."""
         self._writing: Completion[None] | None = None
         self._timer: Timer | None = None
 
@@ -110,6 +112,7 @@ class Trace:
             self._is_opening = False
         self._stat = TraceStat(True, self._file.path, now_ns, max_bytes=max_bytes)
         self._start_ns = self._clock.monotonic_ns()
+        self._file_lines = self._file_bytes = 0
         self._heat.decide_for_all("trace", f"accesses are recorded to {name}")
         self.on_switch(self.record)
         self._tick()
@@ -161,19 +164,22 @@ class Trace:
         """Begin to write what waits, unless that is under way; then it goes with the next."""
         if self._writing is not None or self._file is None or not self._lines:
             return
-        block = b"\n".join([*self._lines, b""])
+        block, lines = b"\n".join([*self._lines, b""]), len(self._lines)
         self._lines, self._waiting_bytes = [], 0
         writing = self._writing = self._io.run(self._file.append, block)
-        writing.on_done(lambda: self._written(writing))
+        writing.on_done(lambda: self._written(writing, lines, len(block)))
 
-    def _written(self, writing: Completion[None]) -> None:
+    def _written(self, writing: Completion[None], lines: int, size_bytes: int) -> None:
         self._writing = None
         try:
             writing.result()
         except MemError as error:
             self._lines, self._waiting_bytes = [], 0
+            self._change(accesses=self._file_lines, size_bytes=self._file_bytes)
             detach(self._end(f"the trace could not be written: {error}"))
         else:
+            self._file_lines += lines
+            self._file_bytes += size_bytes
             if self._waiting_bytes > _FLUSH_BYTES:
                 self._flush()
 

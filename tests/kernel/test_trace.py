@@ -87,6 +87,7 @@ def test_a_full_disk_ends_it_with_a_notice(world: World, user: Client) -> None:
     stat = world.root.call(c.SetTrace(STATUS))
     assert not stat.is_recording
     assert "no space left" in stat.problem
+    assert (stat.accesses, stat.size_bytes) == (1, len(world.traces.files["t"].lines))
     assert stat.problem in user.call(c.Info()).notices
     assert world.traces.files["t"].is_closed
     assert user.read("/n/a") == bytes(PAGED), "nobody else is harmed"
