@@ -113,7 +113,7 @@ class Trace:
         self._stat = TraceStat(True, self._file.path, now_ns, max_bytes=max_bytes)
         self._start_ns = self._clock.monotonic_ns()
         self._file_lines = self._file_bytes = 0
-        self._heat.decide_for_all("trace", f"accesses are recorded to {name}")
+        self._heat.decide_for_all("trace", "accesses are recorded")
         self.on_switch(self.record)
         self._tick()
         return self._stat

@@ -146,6 +146,10 @@ def test_one_at_a_time_and_no_file_twice(world: World) -> None:
 def test_it_is_the_administrators(world: World, user: Client) -> None:
     for action in c.TraceAction:
         user.fails(c.SetTrace(action), Errno.EPERM)
+    start(world, name="of-roots-own")
+    decisions = user.call(c.Log()).decisions
+    assert [decision.reason for _, decision in decisions] == ["accesses are recorded"]
+    assert "of-roots-own" not in repr((decisions, user.call(c.Info())))
 
 
 def test_the_end_of_the_daemon_closes_it(world: World, user: Client) -> None:
