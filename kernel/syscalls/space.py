@@ -122,16 +122,18 @@ def sys_stat_limits(context: Context, request: c.StatLimits) -> c.StatLimitsRepl
         return c.StatLimitsReply(groups=(grants.stat(group),))
     after = request.cursor.split("/") if request.cursor else []
     following = (each for each in group.subtree() if each.path.split("/") > after)
-    page = list(islice((it for it in following if _may_enter(context, it)), READDIR_MAX))
+    seen = (each for each in following if each is group or _may_see(context, each))
+    page = list(islice(seen, READDIR_MAX))
     cursor = page[-1].path if len(page) == READDIR_MAX else ""
     return c.StatLimitsReply(groups=tuple(map(grants.stat, page)), next_cursor=cursor)
 
 
-def _may_enter(context: Context, group: Group) -> bool:
-    """Into the namespace that the group lies in; `/` is everybody's."""
+def _may_see(context: Context, group: Group) -> bool:
+    """As `readdir` has it: a namespace that one may enter, folders of one that one may list."""
     if not group.space:
         return True
-    return context.kernel.parts.namespaces.by_id(group.space).allows(context.who, EXECUTE)
+    wanted = READ | EXECUTE if group.is_folder else EXECUTE
+    return context.kernel.parts.namespaces.by_id(group.space).allows(context.who, wanted)
 
 
 def sys_readdir(context: Context, request: c.Readdir) -> c.ReaddirReply:

@@ -275,7 +275,8 @@ SYSCALLS: Final[tuple[Syscall, ...]] = (
     ),
     Syscall(
         37, "stat_limits", c.StatLimits, c.StatLimitsReply, Access.SESSION, _NAME,
-        "Limits and use of a control group, or of all in a subtree that the caller may enter.",
+        "Limits and use of a control group, or of all in a subtree: of the namespaces that the "
+        "caller may enter, and the folders of those that he may list.",
     ),
     Syscall(
         38, "set_policy", c.SetPolicy, c.PolicyStat, Access.ADMIN, (E.EPERM, E.EINVAL),

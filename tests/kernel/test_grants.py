@@ -81,6 +81,23 @@ def test_a_namespace_is_limited_by_the_administrator_its_folders_by_its_owner(
     assert [group.path for group in shown] == ["/"]
 
 
+def test_folders_are_named_to_whom_their_namespace_lists_them(world: World) -> None:
+    owner, stranger = world.client(), world.client(USER + 1)
+    for name, mode in (("/closed", 0o700), ("/listed", 0o755), ("/through", 0o711)):
+        owner.make(name, mode=mode)
+        put(owner, name + "/a", ram(max=PAGED))
+        put(owner, name + "/a/b", ram(max=PAGED))
+
+    def below(path: str) -> list[str]:
+        shown = stranger.call(c.StatLimits(path=path, is_recursive=True)).groups
+        return [group.path for group in shown]
+
+    assert below("/") == ["/", "/listed", "/listed/a", "/listed/a/b", "/through"]
+    assert below("/through") == ["/through"]
+    assert below("/through/a") == ["/through/a"], "who knows its name is told of it"
+    assert show(stranger, "/through/a").limits == ram(max=PAGED)
+
+
 @pytest.mark.parametrize(
     ("path", "limits", "errno"),
     [
