@@ -25,5 +25,5 @@ POLICIES: Final[dict[str, Callable[[Clock], Policy]]] = {
 def make_policy(name: str, clock: Clock) -> Policy:
     """Errors: EINVAL."""
     if name not in POLICIES:
-        raise MemError(Errno.EINVAL, f"no policy {name!r}; there are {', '.join(POLICIES)}")
+        raise MemError(Errno.EINVAL, f"no policy {name[:80]!r}; there are {', '.join(POLICIES)}")
     return POLICIES[name](clock)

@@ -100,3 +100,5 @@ def test_only_the_administrator_changes_it_to_what_there_is(world: World, user: 
     user.fails(c.SetPolicy("lru"), Errno.EPERM)
     error = world.root.fails(c.SetPolicy("no such"), Errno.EINVAL)
     assert "lru" in error.message
+    error = world.root.fails(c.SetPolicy("x" * 1_000_000), Errno.EINVAL)
+    assert len(error.message) < 200, "not all that was asked for is said again"
