@@ -7,14 +7,16 @@ from typing import Final
 
 from memosd.drivers.activation.top import ActivationDriver
 from memosd.drivers.blob.top import BlobDriver
+from memosd.drivers.parametric.top import ParametricDriver
 from memosd.drivers.plaintext.top import PlaintextDriver
 
 __all__ = ["DRIVERS", "TopHalf"]
 
-TopHalf = PlaintextDriver | BlobDriver | ActivationDriver
+TopHalf = PlaintextDriver | BlobDriver | ActivationDriver | ParametricDriver
 
 DRIVERS: Final[tuple[TopHalf, ...]] = (
     PlaintextDriver(),  # text and JSON; found by their words
     BlobDriver(),  # any bytes; opaque
     ActivationDriver(),  # KV caches; found by their tokens
+    ParametricDriver(),  # LoRA adapters
 )

@@ -17,6 +17,7 @@ from memosd.kernel.fairqueue import FairQueue
 from memosd.kernel.heat import Heat
 from memosd.kernel.jobs import Jobs
 from memosd.kernel.ledger import Ledger
+from memosd.kernel.lineage import Lineage
 from memosd.kernel.machine import Machine
 from memosd.kernel.namespace import Namespaces
 from memosd.kernel.pagefiles import PageFiles
@@ -137,6 +138,7 @@ def make_parts(parameters: Parameters, outside: Outside) -> Parts:
         table=table,
         pages=PageFiles(table, (outside.ram, disk), outside.io, outside.drivers, costs),
         prefixes=Prefixes(ledger, outside.store, table),
+        lineage=Lineage(ledger, outside.store, table, outside.clock),
         namespaces=Namespaces(ledger, outside.store, parameters.disk_budget_bytes),
         residents=Residents(account, policy("ram")),
         on_device=Residents(on_device, policy("device")),

@@ -15,6 +15,7 @@ import msgspec
 from libmem.abi.calls import CreateCube, WriteCube, WriteReply
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.limits import PARENTS_MAX
+from libmem.abi.lineage import Receipt, derivation_of
 from libmem.abi.names import namespace_of, parse_name, parse_ref
 from libmem.abi.structs import (
     CubeType,
@@ -27,6 +28,7 @@ from memosd.kernel.access import EXECUTE, READ, WRITE, Identity, allows
 from memosd.kernel.charges import row_charge, version_charge
 from memosd.kernel.governance import check_governance, govern
 from memosd.kernel.groups import check_header
+from memosd.kernel.lineage import Source, check_apart
 from memosd.kernel.namespace import Namespace
 from memosd.kernel.pagetable import Cube, new_id
 from memosd.kernel.parts import Parts
@@ -76,6 +78,8 @@ class Admission(msgspec.Struct, frozen=True):
     """What the payload will stand on, where it holds only a part."""
     endings: tuple[Ending, ...] = ()
     """The cubes that it supersedes."""
+    sources: tuple[Source, ...] = ()
+    """What the payload was made from, where it is derived."""
 
 
 class Cubes:
@@ -89,9 +93,12 @@ class Cubes:
         self._disk = parts.disk
         self._pages = parts.pages
         self._prefixes = parts.prefixes
+        self._lineage = parts.lineage
         self._clock = parts.clock
         self.on_expired: Callable[[bytes, CubeRow], object] = _nobody_removes
         """Set at assembly: remove a cube whose time is over."""
+        self.on_change: Callable[[Identity], Receipt | None] = _nobody_follows
+        """Set at assembly: have what was derived from a changed cube fall."""
 
     # -- opening -------------------------------------------------------------------------------
 
@@ -152,8 +159,14 @@ class Cubes:
         parents = self._resolved_parents(who, draft.parents) if draft.parents else []
         links = tuple((cube.id, cube.version.version) for cube in parents) if parents else ()
         admission = Admission(name, space, existing, driver, governance, links, durability)
+        if derivation_of(draft.attributes) is not None:
+            sources = self._lineage.sources_of(parents)
+            admission = msgspec.structs.replace(admission, sources=sources)
         if draft.supersedes:
             admission = self._superseding(who, draft, admission)
+        if admission.sources:
+            endings = {ending.cube.id for ending in admission.endings}
+            check_apart(admission.sources, endings | ({existing.id} if existing else set()))
         if driver.prefixes is None or not driver.prefixes.is_part(draft.attributes):
             return admission
         return msgspec.structs.replace(admission, base=self._base_of(admission, parents))
@@ -308,9 +321,12 @@ class Cubes:
         else:
             row = self.succeed(existing, version, admission.governance, admission.durability)
         self._table.log.note(EventKind.WRITE, cube_id, row, actor_uid=who.uid)
+        if admission.sources:
+            self._lineage.add(key, cube_id, admission.sources)
         for ending in admission.endings:
             self._end(who, ending, cube_id)
-        return WriteReply(id=cube_id, version=version.version, digest=content.digest)
+        receipt = self.on_change(who) if existing or admission.endings else None
+        return WriteReply(cube_id, version.version, content.digest, receipt)
 
     def _put_payload(
         self, ids: tuple[PayloadKey, bytes], space: Namespace, content: Content
@@ -370,7 +386,12 @@ class Cubes:
             self._table.put_expiry(existing.id, row.expires_ns)
         self._table.put_history(existing.id, existing.row.current)
         self._table.put_cube(existing.id, row)
+        self._lineage.replaced(existing.row.current, version)
         return row
+
+
+def _nobody_follows(who: Identity) -> Receipt | None:
+    raise RuntimeError(f"assembly left on_change unset: {who}")
 
 
 def _nobody_removes(cube_id: bytes, row: CubeRow) -> None:

@@ -38,6 +38,7 @@ def describe(parts: Parts, cube: Cube, may_read: Callable[[CubeRow], bool]) -> S
         pins=resident.pins if resident else 0,
         maps=sum(each.maps for each in (resident, on_device) if each),
         is_quarantined=cube.key in parts.table.quarantined,
+        outdated=parts.table.outdated.get(cube.key, ""),
         stored=None if version.is_inline else parts.table.stored_form(cube.key),
     )
 

@@ -16,6 +16,7 @@ from memosd.kernel.access import Identity
 from memosd.kernel.control import Group
 from memosd.kernel.cubes import Admission, Content, Cubes
 from memosd.kernel.diskspace import DiskSpace
+from memosd.kernel.lineage import Source
 from memosd.kernel.pagefiles import Stored
 from memosd.kernel.pager import Pager
 from memosd.kernel.parts import Parts
@@ -29,12 +30,20 @@ __all__ = ["Fill", "Fills"]
 class Fill:
     """Memory being filled for a draft. Charged to `group` until it is committed or given back."""
 
-    __slots__ = ("draft", "frame", "group")
+    __slots__ = ("draft", "frame", "group", "sources")
 
-    def __init__(self, draft: CreateCube | WriteCube, group: Group, frame: Frame) -> None:
+    def __init__(
+        self,
+        draft: CreateCube | WriteCube,
+        group: Group,
+        frame: Frame,
+        sources: tuple[Source, ...] = (),
+    ) -> None:
+        """`sources`: what the payload is made from, as that was when the fill began."""
         self.draft = draft
         self.group = group
         self.frame = frame
+        self.sources = sources
 
 
 class Fills:
@@ -53,7 +62,7 @@ class Fills:
         """A payload that came by value but is too large for the table."""
         group = self._pager.control.group_of(admission.space, admission.name)
         frame = await self._pager.allocate(group, len(draft.payload))
-        fill = Fill(draft, group, frame)
+        fill = Fill(draft, group, frame, admission.sources)
         try:
             await self._parts.memory_io.run(self._parts.ram.fill, frame, draft.payload)
             self._parts.ram.seal(frame, frame.size_bytes)
@@ -82,13 +91,17 @@ class Fills:
             raise
 
     def _admit(self, who: Identity, fill: Fill, base: Base | None = None) -> Admission:
-        """Check the write against the table as it is. Errors: as `Cubes.admit`; ENOENT, EDQUOT.
+        """Check the write against the table as it is.
+
+        Errors: as `Cubes.admit`; ENOENT, EDQUOT, EOUTDATED.
 
         `base`: what the payload was found to continue, before a wait.
         """
         admission = self._cubes.admit(who, fill.draft)
         if base is not None and (admission.base is None or admission.base.key != base.key):
             raise MemError(Errno.ENOENT, "the first parent is another one by now")
+        if admission.sources != fill.sources:
+            raise MemError(Errno.EOUTDATED, "a source was changed meanwhile", cube=admission.name)
         if admission.space.id != fill.group.space:
             # Removed and made anew: the memory is charged to the one that went.
             name = admission.space.row.name

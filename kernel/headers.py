@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from libmem.abi.calls import SetHeader, WriteReply
+from libmem.abi.lineage import DERIVATION_ATTRIBUTE
 from libmem.abi.names import parse_name
 from libmem.abi.structs import EventKind, Governance
 from memosd.kernel.access import Identity, require_owner
@@ -115,7 +116,8 @@ class Headers:
         check_unsigned(old.descriptive, version.descriptive)
         driver = self._cubes.driver_of(cube.row.type)
         driver.check_header(version.descriptive, version.attributes)
-        check_fixed(driver.fixed_attributes, old.attributes, version.attributes)
+        fixed = driver.fixed_attributes | {DERIVATION_ATTRIBUTE}
+        check_fixed(fixed, old.attributes, version.attributes)
         if request.governance is not None:
             check_governance(who, cube.row, request.governance)
         self._namespaces.check_room(space, cube.row.name, version_charge(version))
@@ -130,4 +132,5 @@ class Headers:
         for order in (self._residents, self._on_device, self._disk_space):
             order.reweigh(cube.key, weight)
         self._table.log.note(EventKind.HEADER, cube.id, row, actor_uid=who.uid)
-        return WriteReply(id=cube.id, version=version.version, digest=version.digest)
+        receipt = self._cubes.on_change(who)
+        return WriteReply(cube.id, version.version, version.digest, receipt)

@@ -83,7 +83,7 @@ class Kernel:
         self.grants.watch(self.disk_space.start_anew, self.disk_space.may_regroup)
         self.reclaim.on_lose = self.disk_space.on_lose = self.removal.lose
         self.removal.on_move, self.removal.on_free = self.disk_space.move, self.disk_space.forget
-        self.cubes.on_expired = self.removal.remove_expired
+        self.removal.serve(self.cubes)
         self.headers = Headers(parts, self.cubes, self.pager, self.disk_space)
         self.fills = Fills(parts, self.cubes, self.pager, self.removal, self.disk_space)
         self.events = Events(parts)

@@ -83,6 +83,8 @@ class PageTable:
         self.log = Log(ledger, store, clock)
         self._store = store
         self.quarantined: set[PayloadKey] = set()
+        self.outdated: dict[PayloadKey, str] = {}
+        """Derived payloads of which a source is not so any more, and why."""
         self.volatile: dict[PayloadKey, bytes] = {}
         """Cache payloads that are in RAM only, and the cube of each."""
         self._reload()
@@ -241,6 +243,8 @@ class PageTable:
             self.set_settled(key)
         if self.is_kept(key):
             self.ledger.delete("kept", key)
+        if self.outdated.pop(key, None) is not None:
+            self.ledger.delete("outdated", key)
         if key in self.quarantined:
             self.quarantined.discard(key)
             self.ledger.delete("quarantine", key)
@@ -315,6 +319,11 @@ class PageTable:
         self.ledger.put("quarantine", key, seal_value(key, problem.encode()))
         return True
 
+    def set_outdated(self, key: PayloadKey, reason: str) -> None:
+        """Hand this derived payload out no more, unless it is asked for so."""
+        self.outdated[key] = reason
+        self.ledger.put("outdated", key, seal_value(key, reason.encode()))
+
     # -- what is in memory -----------------------------------------------------------------------
 
     def _on_rollback(self, _error: MemError) -> None:
@@ -323,11 +332,22 @@ class PageTable:
 
     def _reload(self) -> None:
         self.quarantined = {key for key, _ in self._store.scan("quarantine", b"")}
+        self.outdated = {
+            key: _text("outdated", key, value) for key, value in self._store.scan("outdated", b"")
+        }
         owners = [
             (key, _owner(("volatile", "pages"), key, value, self._store.get("pages", key)))
             for key, value in self._store.scan("volatile", b"")
         ]
         self.volatile = {key: owner for key, owner in owners if owner is not None}
+
+
+def _text(table: str, key: bytes, value: bytes) -> str:
+    """What a row says, in words; that it is damaged, where it is."""
+    try:
+        return unseal_value(table, key, value).decode(errors="replace")
+    except MemError as error:
+        return str(error)
 
 
 def _owner(tables: tuple[str, str], key: PayloadKey, *sealed: bytes | None) -> bytes | None:

@@ -6,6 +6,7 @@ from libmem.abi.structs import CubeType
 from memosd.kernel.costs import Costs
 from memosd.kernel.fairqueue import FairQueue
 from memosd.kernel.heat import Heat
+from memosd.kernel.lineage import Lineage
 from memosd.kernel.namespace import Namespaces
 from memosd.kernel.pagefiles import PageFiles
 from memosd.kernel.pagetable import PageTable
@@ -33,6 +34,7 @@ class Parts(NamedTuple):
     table: PageTable
     pages: PageFiles
     prefixes: Prefixes
+    lineage: Lineage
     namespaces: Namespaces
     residents: Residents
     on_device: Residents

@@ -220,10 +220,6 @@ class PrefixSource(Protocol):
         """
         ...
 
-    def model_of(self, attributes: dict[str, Any]) -> str:
-        """Fingerprint of the model that such a payload belongs to."""
-        ...
-
 
 class Encoding(Protocol):
     """A payload on its way into another form: its blocks, and afterwards what became of it."""
@@ -276,6 +272,10 @@ class Driver(Protocol):
     @property
     def prefixes(self) -> PrefixSource | None:
         """For the types whose payloads begin with tokens."""
+        ...
+
+    def model_of(self, attributes: dict[str, Any]) -> str:
+        """Fingerprint of the model that such a payload belongs to; empty: of none."""
         ...
 
     def check_header(self, descriptive: Descriptive, attributes: dict[str, Any]) -> None:

@@ -128,13 +128,22 @@ class Prefixes:
         stood_on: dict[PayloadKey, set[PayloadKey]],
     ) -> None:
         self._lame[key] = apart
-        for entry in going:
-            del self._lame[entry.key]
-            self._entries[entry.key] = entry
-            self._order_of(entry).add(entry)
+        self._bring_back(going)
         self._dependents.update(stood_on)
         if apart.base:
             self._dependents.setdefault(apart.base, set()).add(key)
+
+    def set_apart(self, keys: set[PayloadKey]) -> None:
+        """Many that are about to be dropped are found no more: quicker at once than one by one."""
+        going = [self._entries[key] for key in keys if key in self._entries]
+        self._set_apart(keys)
+        self._undo.append(lambda: self._bring_back(going))
+
+    def _bring_back(self, entries: list[Entry]) -> None:
+        for entry in entries:
+            del self._lame[entry.key]
+            self._entries[entry.key] = entry
+            self._order_of(entry).add(entry)
 
     def _fallen_with(
         self, key: PayloadKey
@@ -189,7 +198,10 @@ class Prefixes:
             del self._orders[entries[0].space, entries[0].model]
 
     def _order_of(self, entry: Entry) -> TokenOrder:
-        return self._orders.setdefault((entry.space, entry.model), TokenOrder())
+        order = self._orders.get((entry.space, entry.model))
+        if order is None:
+            order = self._orders[entry.space, entry.model] = TokenOrder()
+        return order
 
     # -- look-ups ------------------------------------------------------------------------------
 

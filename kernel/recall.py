@@ -30,6 +30,7 @@ from memosd.kernel.events import is_under
 from memosd.kernel.indexer import Indexer
 from memosd.kernel.parts import Parts
 from memosd.kernel.ports import IndexPlan
+from memosd.kernel.rows import CubeRow
 from memosd.kernel.session import Session
 
 __all__ = ["Recall", "spaces_under"]
@@ -181,8 +182,10 @@ class Recall:
             row = self._cubes.readable_row(who, candidate.id)
             if row is None or not is_under(row.name, under):
                 continue
-            if is_behind and not self._has(row.name, candidate.version):
-                continue  # its words are to be found nowhere any more
+            if row.current.payload_id in self._parts.table.outdated:
+                continue
+            if is_behind and not self._shows(row, candidate.version):
+                continue  # its words are not what the cube says any more
             rank += 1
             beside = tuple(self._beside(who, candidate))
             yield Hit(
@@ -197,17 +200,18 @@ class Recall:
                 beside=beside,
             )
 
-    def _has(self, name: str, version: int) -> bool:
+    def _shows(self, row: CubeRow, version: int) -> bool:
+        """Has this version the payload of the current one?"""
         try:
-            self._parts.table.resolve(NameRef(name, version))
+            cube = self._parts.table.resolve(NameRef(row.name, version))
         except MemError:
             return False
-        return True
+        return cube.key == row.current.payload_id
 
     def _beside(self, who: Identity, hit: IndexHit) -> Iterator[Beside]:
         for each in hit.beside:
             row = self._cubes.readable_row(who, each.id)
-            if row is not None:
+            if row is not None and row.current.payload_id not in self._parts.table.outdated:
                 yield Beside(row.name, each.distance, each.text, each.producer)
 
 

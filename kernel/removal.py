@@ -14,12 +14,15 @@ import msgspec
 
 from libmem.abi.calls import RenameCube, RenameReply, UnlinkCube, UnlinkReply
 from libmem.abi.errors import Errno, MemError
+from libmem.abi.limits import RECEIPT_MAX
+from libmem.abi.lineage import Receipt
 from libmem.abi.names import namespace_of, parse_name, parse_ref
 from libmem.abi.structs import EventKind
 from memosd.kernel.access import EXECUTE, WRITE, Identity
 from memosd.kernel.charges import version_charge
 from memosd.kernel.control import Group
 from memosd.kernel.cubes import Cubes
+from memosd.kernel.lineage import Falling
 from memosd.kernel.namespace import Namespace
 from memosd.kernel.pager import Pager
 from memosd.kernel.pagetable import Cube
@@ -60,8 +63,15 @@ class Removal:
         """Set at assembly: a payload is in another namespace now."""
         self.on_free: Callable[[PayloadKey], None] = _nobody_forgets
         """Set at assembly: a payload is gone for good."""
+        self._lineage = parts.lineage
         self._fallen: list[PayloadKey] = []
         """Payloads that stood on one that went, and must go in the same commit."""
+        self._is_loss = False
+        """What goes just now goes for want of room: nobody withdrew it."""
+
+    def serve(self, cubes: Cubes) -> None:
+        """Remove what expired is in the way of a write, and what was derived from what changes."""
+        cubes.on_expired, cubes.on_change = self.remove_expired, self.receipt
 
     # -- unlink --------------------------------------------------------------------------------
 
@@ -77,7 +87,8 @@ class Removal:
             reply = self._unlink_version(who, cube, space)
         else:
             reply = self._remove(self._found(cube.id, cube.row), EventKind.UNLINK, who.uid)
-        return msgspec.structs.replace(reply, dependents=self.follow())
+        dependents = self.follow()
+        return msgspec.structs.replace(reply, dependents=dependents, receipt=self.receipt(who))
 
     def _unlink_version(self, who: Identity, cube: Cube, space: Namespace) -> UnlinkReply:
         if cube.is_current:
@@ -94,7 +105,8 @@ class Removal:
     def _found(self, cube_id: bytes, row: CubeRow) -> _Found:
         """Errors: ECORRUPT."""
         space = self._namespaces.by_id(row.namespace)
-        return _Found(cube_id, row, self._table.older_versions(cube_id), space)
+        older = self._table.older_versions(cube_id) if row.last_version > 1 else []
+        return _Found(cube_id, row, older, space)
 
     def _remove(self, found: _Found, kind: EventKind, actor_uid: int) -> UnlinkReply:
         cube_id, row, older, space = found
@@ -128,6 +140,9 @@ class Removal:
     def drop_payload(self, key: PayloadKey, *, is_inline: bool) -> None:
         """Drop a payload's rows, and its bytes once that is durable."""
         self._table.drop_payload(key, is_inline=is_inline)
+        self._lineage.drop(key)
+        if not self._is_loss:
+            self._lineage.withdraw(key, "it was removed")
         self._fallen += self._prefixes.drop(key)
 
         def free(error: MemError | None) -> None:
@@ -151,6 +166,23 @@ class Removal:
             if found is not None:
                 self._lose(found, fallen[found.cube_id], "what it stands on was removed")
         return len(fallen)
+
+    def receipt(self, who: Identity) -> Receipt | None:
+        """Have fall what was derived from what was changed or removed; None: nothing was."""
+        gone = self._lineage.settle(self._fall)
+        if not gone:
+            return None
+        shown = islice((it.fallen for it in gone if self._cubes.may_read(who, it.row)), RECEIPT_MAX)
+        return Receipt(len(gone), tuple(shown))
+
+    def _fall(self, falling: list[Falling]) -> None:
+        self._prefixes.set_apart({each.key for each in falling})
+        for key, reason, gone in falling:
+            with suppress(MemError):  # of a damaged cube nothing is handed out
+                row = self._table.cube_row(gone.fallen.id)  # another version may have gone by now
+                if row is not None:
+                    self._lose(self._found(gone.fallen.id, row), {key}, reason, EventKind.FALL)
+        self.follow()
 
     def _damaged_or_found(self, cube_id: bytes) -> _Found | None:
         try:
@@ -193,6 +225,7 @@ class Removal:
         """Remove a cube whose time is over. Errors: ECORRUPT; then nothing changed."""
         self._remove(self._found(cube_id, row), EventKind.EXPIRE, actor_uid=0)
         self.follow()
+        self._lineage.settle(self._fall)
 
     def lose(self, key: PayloadKey, reason: str) -> None:
         """A cache payload is nowhere any more: remove the versions that showed it.
@@ -206,16 +239,22 @@ class Removal:
         if row is None:
             self._table.set_settled(key)
             return
-        self._lose(self._found(cube_id, row), {key}, reason)
-        self.follow()
+        self._is_loss = True
+        try:
+            self._lose(self._found(cube_id, row), {key}, reason)
+            self.follow()
+        finally:
+            self._is_loss = False
 
-    def _lose(self, found: _Found, keys: set[PayloadKey], reason: str) -> None:
+    def _lose(
+        self, found: _Found, keys: set[PayloadKey], reason: str, kind: EventKind = EventKind.LOSE
+    ) -> None:
         """Remove the versions that show these payloads, and the cube where none is left."""
         cube_id, row, older, space = found
         self._heat.decide(cube_id, "lost", reason)
         left = [version for version in older if version.payload_id not in keys]
         if not left and row.current.payload_id in keys:
-            self._remove(found, EventKind.LOSE, actor_uid=0)
+            self._remove(found, kind, actor_uid=0)
             return
         doomed = [version for version in older if version.payload_id in keys]
         for version in doomed:
@@ -227,7 +266,7 @@ class Removal:
             self._table.drop_history(cube_id, row.current.version)
             self._table.put_cube(cube_id, row)
         self._drop_versions(doomed, [*left, row.current], (space, row.name))
-        self._table.log.note(EventKind.LOSE, cube_id, row)
+        self._table.log.note(kind, cube_id, row)
 
     # -- rename --------------------------------------------------------------------------------
 

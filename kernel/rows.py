@@ -19,6 +19,9 @@ Fields are only ever appended, with defaults; docs/format.md lists them.
     log         u64 last, first   -> LogRow: the events of a commit, by their numbers
     heat        cube id           -> HeatRow, written now and then
     prefixes    payload id        -> PrefixRow of a payload that begins with tokens
+    derived     payload id        -> DerivedRow of a payload that was made from others
+    edges       payload id, derived payload id -> empty: the same, from the source on
+    outdated    payload id        -> why a derived payload is not to be used, as text
     control     path              -> GroupRow of a control group that was given limits
     costs       what, as text     -> CostRow: what was measured of it, written now and then
 """
@@ -47,6 +50,7 @@ __all__ = [
     "TABLES",
     "CostRow",
     "CubeRow",
+    "DerivedRow",
     "EventRow",
     "FormRow",
     "GroupRow",
@@ -80,6 +84,9 @@ TABLES: Final = (
     "log",
     "heat",
     "prefixes",
+    "derived",
+    "edges",
+    "outdated",
     "control",
     "costs",
 )
@@ -214,6 +221,14 @@ class PrefixRow(Row):
     """The payload id it stands on; empty: none."""
 
 
+class DerivedRow(Row):
+    """What a payload was made from."""
+
+    cube_id: bytes
+    sources: tuple[tuple[bytes, bytes], ...]
+    """(payload id, cube id) of its parents, and of all that these were made from."""
+
+
 class CostRow(Row):
     """What is kept of the measurements of one cost: a `kernel.fits.Fit`."""
 
@@ -243,6 +258,7 @@ _decoders: dict[type[Row], msgspec.msgpack.Decoder[Any]] = {
         LogRow,
         HeatRow,
         PrefixRow,
+        DerivedRow,
         CostRow,
     )
 }

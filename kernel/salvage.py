@@ -93,6 +93,7 @@ class Salvage:
         self._namespaces.charge(space, name, -freed, cubes=-1)
         self._drop(name, remains)
         self._removal.follow()
+        self._removal.receipt(who)
         self._table.log.append(self._event(who, name, space, remains))
         return UnlinkReply(freed_bytes=freed, versions=len(remains.history) + 1)
 

@@ -81,26 +81,40 @@ class Operations(Administration):
         return (yield from _write_through_memory(name, body, options))
 
     @steps
-    def read(self, name: str) -> Steps[bytes]:
-        """A copy of the whole payload: by value when small, else through a mapping."""
+    def read(self, name: str, *, allow_outdated: bool = False) -> Steps[bytes]:
+        """A copy of the whole payload: by value when small, else through a mapping.
+
+        `allow_outdated`: of a derived cube as well of which a source is not so any more.
+        """
         try:
-            reply: c.ReadReply = yield c.ReadCube(name=name)
+            reply: c.ReadReply = yield c.ReadCube(name=name, allow_outdated=allow_outdated)
         except MemError as error:
             if error.errno is not Errno.EFBIG:
                 raise
         else:
             return reply.payload
-        grant: Grant = yield Acquire(c.MmapCube(name=name))
+        grant: Grant = yield Acquire(c.MmapCube(name=name, allow_outdated=allow_outdated))
         with Mapping(name, grant) as mapping:
             return bytes(mapping)
 
     @steps
-    def map(self, name: str, *, is_private: bool = False) -> Steps[Mapping]:
+    def map(
+        self,
+        name: str,
+        *,
+        model: str = "",
+        is_private: bool = False,
+        allow_outdated: bool = False,
+    ) -> Steps[Mapping]:
         """The payload in memory, without copying; `is_private`: writable, for this process alone.
 
-        Errors: EINVAL (an empty payload), ENOMEM, EMFILE.
+        `model`: the fingerprint that the cube's model must have. `allow_outdated`: a derived cube
+        as well of which a source is not so any more.
+        Errors: EINVAL (an empty payload), EMODEL, EOPNOTSUPP (of no model), EOUTDATED, ENOMEM,
+        EMFILE.
         """
-        grant: Grant = yield Acquire(c.MmapCube(name=name))
+        request = c.MmapCube(name=name, model=model, allow_outdated=allow_outdated)
+        grant: Grant = yield Acquire(request)
         return Mapping(name, grant, is_private)
 
     @steps
@@ -133,6 +147,11 @@ class Operations(Administration):
         """The versions, newest first."""
         reply: c.HistoryReply = yield c.HistoryCube(name=name, limit=limit)
         return reply.versions
+
+    @one_call
+    def lineage(self, name: str) -> c.Call[c.LineageReply]:
+        """What a cube was derived from, and what was derived from it, as a graph."""
+        return c.Lineage(name=name)
 
     @pages
     def list(self, path: str, *, is_recursive: bool = False) -> Pages[Stat]:

@@ -5,6 +5,7 @@ memosd --config /etc/memosd.toml  the system's daemon, as the service unit start
 """
 
 import argparse
+import gc
 import signal
 import sys
 from importlib.metadata import version
@@ -41,6 +42,7 @@ def main() -> int:
         return int(error.errno)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: daemon.server.stop())
+    gc.freeze()  # what boot made stays: no collection has to look at it again
     daemon.run()
     return 0
 

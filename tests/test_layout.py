@@ -24,7 +24,7 @@ FILE_MAX_LINES = 400
 FUNCTION_MAX_LINES = 40
 FRAMEWORKS = {"torch", "transformers", "peft", "accelerate", "safetensors", "numpy"}
 # Framework glue: imported on demand, by the program that already has the framework.
-GLUE = {ROOT / "libmem/hf", ROOT / "libmem/device"}
+GLUE = {ROOT / "libmem/hf", ROOT / "libmem/device", ROOT / "libmem/peft"}
 # In two halves, so that this file does not hold what it looks for.
 UNFINISHED = re.compile(r"\b(TO" + r"DO|FIX" + r"ME|XX" + r"X)\b")
 TEXT = {".py", ".md", ".toml", ".txt", ".service", ".sysusers", ".tmpfiles", ".cfg", ""}

@@ -19,6 +19,10 @@ class BlobDriver:
     fixed_attributes: frozenset[str] = frozenset()
     prefixes: None = None
 
+    def model_of(self, attributes: dict[str, Any]) -> str:
+        """None's."""
+        return ""
+
     def check_header(self, descriptive: Descriptive, attributes: dict[str, Any]) -> None:
         """Every header is fine."""
 

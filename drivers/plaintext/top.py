@@ -47,6 +47,10 @@ class PlaintextDriver:
     fixed_attributes: frozenset[str] = frozenset()
     prefixes: None = None
 
+    def model_of(self, attributes: dict[str, Any]) -> str:
+        """None's."""
+        return ""
+
     def check_header(self, descriptive: Descriptive, attributes: dict[str, Any]) -> None:
         """Attributes are the writer's own. Errors: EINVAL (a media type that is no text)."""
         _is_json(descriptive)

@@ -78,7 +78,7 @@ async def sys_create_cube(context: Context, draft: c.CreateCube) -> c.CreateRepl
     kernel.cubes.check_room(admission, charge)
     group = kernel.pager.control.group_of(admission.space, admission.name)
     frame = await kernel.pager.allocate(group, draft.size_bytes)
-    fill = Fill(draft, group, frame)
+    fill = Fill(draft, group, frame, admission.sources)
     number = context.grant("fill", fill, lambda: kernel.pager.give_back(fill.group, frame))
     kernel.send_fds(context.session, number, [frame.fd])
     return c.CreateReply(handle=number, size_bytes=draft.size_bytes)
@@ -108,6 +108,8 @@ def sys_read_cube(
     kernel = context.kernel
     cube, _ = kernel.cubes.open(context.who, request.name)
     kernel.pager.check_quarantine(cube)
+    if not request.allow_outdated:
+        kernel.parts.lineage.check_outdated(cube)
     start, length = _span(request, cube.version.size_bytes)
     if not cube.version.is_inline and length:
         return _read_mapped(context, request, start, length)

@@ -125,7 +125,8 @@ async def sys_mmap_cube(context: Context, request: c.MmapCube) -> c.MapReply:
         if cube.version.size_bytes == 0:
             raise MemError(Errno.EINVAL, "an empty payload cannot be mapped", cube=request.name)
         _check_model(context, cube, request.model)
-
+        if not request.allow_outdated:
+            kernel.parts.lineage.check_outdated(cube)
         if request.tier is TierName.DISK:
             raise MemError(Errno.EINVAL, "what lies on disk cannot be mapped there")
 
@@ -166,11 +167,11 @@ def _check_model(context: Context, cube: Cube, model: str) -> None:
     if not model:
         return
     driver = context.kernel.parts.drivers.get(cube.row.type)
-    if driver is None or driver.prefixes is None:
+    wanted = driver.model_of(cube.version.attributes) if driver is not None else ""
+    if not wanted:
         raise MemError(Errno.EOPNOTSUPP, f"a {cube.row.type} cube belongs to no model")
-    made_by = driver.prefixes.model_of(cube.version.attributes)
-    if made_by != model:
-        raise MemError(Errno.EMODEL, "computed by another model", cube=cube.row.name, model=made_by)
+    if wanted != model:
+        raise MemError(Errno.EMODEL, "of another model", cube=cube.row.name, model=wanted)
 
 
 def _check_nothing(_cube: Cube) -> None:

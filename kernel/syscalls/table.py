@@ -8,6 +8,7 @@ from memosd.kernel.syscalls import (
     cube,
     explain,
     hint,
+    lineage,
     observe,
     place,
     query,
@@ -20,6 +21,6 @@ __all__ = ["HANDLERS"]
 
 HANDLERS: Final[dict[str, Handler]] = {
     name.removeprefix("sys_"): getattr(module, name)
-    for module in (cost, cube, explain, hint, observe, place, query, session, space, work)
+    for module in (cost, cube, explain, hint, lineage, observe, place, query, session, space, work)
     for name in module.__all__
 }

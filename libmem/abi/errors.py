@@ -45,6 +45,7 @@ class Errno(IntEnum):
     EMODEL = 201
     ECORRUPT = 202
     EVERSION = 203
+    EOUTDATED = 204
 
     @property
     def meaning(self) -> str:
@@ -85,6 +86,7 @@ _MEANING: dict[Errno, str] = {
     Errno.EMODEL: "the memory belongs to another model",
     Errno.ECORRUPT: "the stored bytes do not match their digest; the cube is quarantined",
     Errno.EVERSION: "the cube is not at the version the caller expected",
+    Errno.EOUTDATED: "what the cube was derived from is not so any more",
 }
 
 _RETRYABLE = frozenset({Errno.EAGAIN, Errno.ENOMEM, Errno.EBUSY, Errno.ESTALE, Errno.ECONNREFUSED})

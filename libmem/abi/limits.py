@@ -41,6 +41,12 @@ POSITION_MAX: Final = 1 << 53
 
 TAGS_MAX: Final = 64
 PARENTS_MAX: Final = 256
+SOURCES_MAX: Final = 4096
+"""What a derived cube may have been made from, its parents' own sources included."""
+RECEIPT_MAX: Final = 1000
+"""Fallen cubes that a receipt names."""
+LINEAGE_MAX: Final = 1000
+"""Nodes of a graph of derivations."""
 READDIR_MAX: Final = 1000
 HITS_MAX: Final = 1000
 QUERY_MAX_CHARS: Final = 10_000

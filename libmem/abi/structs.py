@@ -186,6 +186,8 @@ class Stat(Value, frozen=True):
     is_quarantined: bool = False
     stored: StoredForm | None = None
     """None: on disk, as in RAM, every byte is as it was committed."""
+    outdated: str = ""
+    """Why a derived cube is not to be used: what became of a source. Empty: it may be."""
 
 
 class Quota(Value, frozen=True):
@@ -229,6 +231,10 @@ class EventKind(StrEnum):
     LOSE = "lose"
     """A cache payload was given up before it was on disk, or went with what it stood on; older
     versions stay."""
+    FALL = "fall"
+    """It was derived from something that is not so any more, and is gone, or its latest version."""
+    OUTDATE = "outdate"
+    """The same, but it is kept, marked as outdated."""
     QUARANTINE = "quarantine"
     NAMESPACE = "namespace"
 

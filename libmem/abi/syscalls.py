@@ -64,6 +64,7 @@ COMMON_ERRORS: Final = (
 
 _NAME = (E.EINVAL, E.ENAMETOOLONG, E.ENOENT, E.EACCES)
 _MADE = (
+    E.EOUTDATED,
     *_NAME,
     E.EVERSION,
     E.EDQUOT,
@@ -76,7 +77,7 @@ _MADE = (
     E.ECORRUPT,
     E.EMODEL,
 )
-_FAULT = (*_NAME, E.ENOMEM, E.EDQUOT, E.ECORRUPT, E.EMFILE, E.EOPNOTSUPP)
+_FAULT = (*_NAME, E.EOUTDATED, E.ENOMEM, E.EDQUOT, E.ECORRUPT, E.EMFILE, E.EOPNOTSUPP)
 
 
 SYSCALLS: Final[tuple[Syscall, ...]] = (
@@ -312,6 +313,10 @@ SYSCALLS: Final[tuple[Syscall, ...]] = (
     Syscall(
         45, "list_pins", c.ListPins, c.ListPinsReply, Access.SESSION, (E.EINVAL,),
         "The pins of the caller's user, for the administrator of all: who, what, since when.",
+    ),
+    Syscall(
+        46, "lineage", c.Lineage, c.LineageReply, Access.READ, (*_NAME, E.ECORRUPT),
+        "What a cube was derived from, and what was derived from it, as a graph.",
     ),
 )  # fmt: skip
 

@@ -10,14 +10,17 @@ Used by `libmem.hf.fingerprint`.
 import ctypes
 import operator
 import weakref
+from collections.abc import Collection
 from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["Seen", "modules_of", "tensors_of"]
+__all__ = ["BASE_LAYER", "Seen", "modules_of", "tensors_of"]
 
+BASE_LAYER: Final = "base_layer"
+"""Where a layer of adapters (PEFT) keeps the module that it was put around."""
 _SAMPLES: Final = 8
 """Elements of each tensor that are looked at: about a cache line each."""
 
@@ -46,15 +49,19 @@ class Seen:
         )
 
 
-def modules_of(model: nn.Module) -> list[nn.Module]:
-    """The model and all modules in it."""
+def modules_of(model: nn.Module, wrappers: Collection[type[nn.Module]] = ()) -> list[nn.Module]:
+    """The model and all modules in it.
+
+    `wrappers`: classes that were put around another module, which stands for them.
+    """
     # `model.modules()` builds a name for each; this is asked before every prompt.
     found, seen = [model], {model}
     for module in found:
         for child in module._modules.values():
-            if child is not None and child not in seen:
-                seen.add(child)
-                found.append(child)
+            inner = child._modules[BASE_LAYER] if type(child) in wrappers else child
+            if inner is not None and inner not in seen:
+                seen.add(inner)
+                found.append(inner)
     return found
 
 

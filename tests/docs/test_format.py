@@ -24,6 +24,7 @@ from libmem.abi.kv import (
     planes_of,
 )
 from libmem.abi.limits import FRAME_MAX_BYTES, PAGE_BYTES
+from libmem.abi.lora import LoraHeader
 from libmem.abi.structs import (
     CubeType,
     Descriptive,
@@ -32,6 +33,7 @@ from libmem.abi.structs import (
     Sensitivity,
     StoredForm,
 )
+from libmem.abi.tensors import HEADER_MAX_BYTES
 from libmem.abi.wire import FdTag, encode, encode_error, encode_reply, encode_request
 from memosd.drivers.recall.index import RecallIndex
 from memosd.drivers.tiers.disk import DiskTier
@@ -40,6 +42,7 @@ from memosd.kernel.rows import (
     TABLES,
     CostRow,
     CubeRow,
+    DerivedRow,
     EventRow,
     FormRow,
     GroupRow,
@@ -72,6 +75,7 @@ ROWS: list[type[msgspec.Struct]] = [
     NamespaceRow,
     GroupRow,
     PrefixRow,
+    DerivedRow,
     FormRow,
     LogRow,
     EventRow,
@@ -142,6 +146,7 @@ PREFIX = PrefixRow(
     tokens=pack_tokens([116, 117]),
     base=bytes.fromhex("01a203df5e660a1040ba8ce6492933cd"),
 )
+DERIVED = DerivedRow(cube_id=CUBE_ID, sources=((KV_ID, PREFIX.base),))
 NOBODY = MemError(Errno.ENOENT, "no such cube", cube=NAME)
 
 BYTES: dict[str, Callable[[], bytes]] = {
@@ -157,6 +162,7 @@ BYTES: dict[str, Callable[[], bytes]] = {
     "cubes value": lambda: encode_row(CUBE_ID, CUBE),
     "pages value": lambda: encode_page(PAGE_FILE_ID, CUBE_ID, FORM),
     "prefixes value": lambda: encode_row(KV_ID, PREFIX),
+    "derived value": lambda: encode_row(CUBE_ID, DERIVED),
     "kv attributes": lambda: encode({"kv": KV}),
     "kv tokens": lambda: PREFIX.tokens,
     "log key": lambda: EVENT_KEY,
@@ -219,6 +225,14 @@ def test_the_fields_of_a_kv_header_are_its_own() -> None:
     assert all(f"`{dtype}`" in section for dtype in KvDtype)
     assert f"{KV_TOKENS_MAX:,}" in section
     assert f"made of {KV_CHAIN_MAX} parts" in section.replace("\n", " ")
+
+
+def test_the_fields_of_a_lora_header_are_its_own() -> None:
+    section = TEXT.partition("## Parametric payloads\n")[2].partition("\n## ")[0]
+    assert tuple(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == (
+        LoraHeader.__struct_fields__
+    )
+    assert f"at most {HEADER_MAX_BYTES >> 20} MiB" in section
 
 
 def test_the_planes_of_the_example_are_the_layout() -> None:

@@ -132,7 +132,7 @@ def test_sizes_and_limits(client: libmem.Client) -> None:
     assert mode.value.errno is Errno.EINVAL
     with pytest.raises(MemError) as type_:
         client.write("/t/x", b"", type=CubeType.PARAMETRIC)
-    assert type_.value.errno is Errno.EOPNOTSUPP
+    assert type_.value.errno is Errno.EINVAL
 
 
 def test_a_quota_holds_in_every_way_to_exceed_it(client: libmem.Client) -> None:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from libmem.abi import calls as c
 from libmem.abi.errors import Errno
-from libmem.abi.structs import CubeType, EventKind, Governance
+from libmem.abi.structs import CubeType, Durability, EventKind, Governance
 from memosd.kernel.events import is_under
 from tests.kernel.conftest import MakeWorld
 from tests.kernel.fakes import SECOND_NS
@@ -52,6 +52,20 @@ def test_a_quarantined_payload_is_an_event(world: World, user: Client) -> None:
     world.plan.flip_bit()
     user.fails(c.ReadCube(name="/n/a"), Errno.ECORRUPT)
     assert kinds(user.call(c.Watch(since_seq=start))) == [("quarantine", "/n/a")]
+
+
+def test_what_falls_with_its_source_is_an_event(user: Client) -> None:
+    user.write("/n/a", b"one")
+    derived = {"parents": ("/n/a",), "attributes": {"derivation": {"recipe": "any"}}}
+    user.write("/n/kept", b"x", **derived)
+    user.write("/n/again", b"x", durability=Durability.CACHE, **derived)
+    start = user.call(c.Watch()).next_seq
+    user.write("/n/a", b"two")
+    assert kinds(user.call(c.Watch(since_seq=start))) == [
+        ("write", "/n/a"),
+        ("outdate", "/n/kept"),
+        ("fall", "/n/again"),
+    ]
 
 
 def test_a_namespace_is_an_event(world: World) -> None:
@@ -268,6 +282,8 @@ def test_all_kinds_of_events_occur_in_these_tests() -> None:
         "prune",
         "expire",
         "lose",
+        "fall",
+        "outdate",
         "quarantine",
         "namespace",
     }

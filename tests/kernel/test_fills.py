@@ -167,7 +167,7 @@ def test_everything_is_checked_before_any_memory_is_given(world: World, user: Cl
         (c.CreateCube(name="/n/a", size_bytes=1, type=CubeType.PLAINTEXT), Errno.EINVAL),
         (c.CreateCube(name="/n/b", size_bytes=1, parents=("/n/c",)), Errno.ENOENT),
         (c.CreateCube(name="/n/b", size_bytes=1, expected_version=1), Errno.EVERSION),
-        (c.CreateCube(name="/n/b", size_bytes=1, type=CubeType.PARAMETRIC), Errno.EOPNOTSUPP),
+        (c.CreateCube(name="/n/b", size_bytes=1, type=CubeType.PARAMETRIC), Errno.EINVAL),
         (c.CreateCube(name="/n/b", size_bytes=1 << 40), Errno.ENOSPC),
     ):
         user.fails(request, errno)

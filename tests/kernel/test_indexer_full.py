@@ -1,6 +1,7 @@
 """The indexer while the disk is full: what is indexed is found, and the reply tells of the rest."""
 
 from libmem.abi import calls as c
+from libmem.abi.structs import Descriptive
 from tests.kernel.conftest import MakeWorld
 from tests.kernel.fakes import SECOND_NS
 from tests.kernel.world import Client, World
@@ -35,15 +36,16 @@ def test_a_full_disk_leaves_what_is_indexed_to_be_found(world: World, user: Clie
 
 
 def test_a_full_disk_shows_no_words_that_are_gone(world: World, user: Client) -> None:
-    for name in ("/n/gone", "/n/kept", "/n/anew"):
+    for name in ("/n/gone", "/n/kept", "/n/anew", "/n/changed"):
         user.write(name, b"apple")
     found(user, "apple")
     world.index.is_full = True
     user.call(c.UnlinkCube(name="/n/gone"))
-    user.write("/n/kept", b"pear")
+    user.call(c.SetHeader(name="/n/kept", descriptive=Descriptive(title="the same apple")))
+    user.write("/n/changed", b"pear")
     user.write("/n/anew", b"pear")
     user.call(c.UnlinkCube(name="/n/anew@v1"))
-    assert found(user, "apple") == ["/n/kept"], "/n/kept@v1 can be read"
+    assert found(user, "apple") == ["/n/kept"], "what a cube says now, and nothing else"
 
 
 def test_an_index_made_anew_on_a_full_disk_finds_what_it_has_come_to(make_world: MakeWorld) -> None:

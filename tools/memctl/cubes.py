@@ -13,6 +13,7 @@ from libmem.abi.calls import HistoryCube, Readdir, RenameCube, StatCube, UnlinkC
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.kv import KV_ATTRIBUTE
 from libmem.abi.limits import READDIR_MAX
+from libmem.abi.lineage import Receipt
 from libmem.abi.structs import Descriptive, NamespaceStat, Stat, StoredForm, Value
 from memosd.tools.memctl.command import Session, command
 from memosd.tools.memctl.completion import complete_cube
@@ -27,7 +28,7 @@ from memosd.tools.memctl.units import (
     seconds_text,
 )
 
-__all__ = ["ExpectVersion", "Name", "app", "owner"]
+__all__ = ["ExpectVersion", "Name", "app", "fallen_text", "owner"]
 
 app: Final = typer.Typer(rich_help_panel="Cubes")
 
@@ -254,7 +255,21 @@ def _facts(stat: Stat) -> list[tuple[str, str]]:
         ("faults", f"{seen.faults}, {counted(seen.evictions, 'eviction')}"),
         ("held by", f"{counted(stat.pins, 'pin')}, {counted(stat.maps, 'mapping')}"),
         ("state", "QUARANTINED: never served" if stat.is_quarantined else ""),
+        ("outdated", stat.outdated),
     ]
+
+
+def fallen_text(receipt: Receipt | None) -> str:
+    """What was derived from a change, behind what is told of that."""
+    if receipt is None:
+        return ""
+    removed = sum(each.is_removed for each in receipt.fallen)
+    marked = len(receipt.fallen) - removed
+    return f"; derived from it: {removed} removed, {marked} outdated" + (
+        f", {receipt.count - len(receipt.fallen)} more"
+        if receipt.count > len(receipt.fallen)
+        else ""
+    )
 
 
 def _about(about: Descriptive) -> list[tuple[str, str]]:
@@ -337,4 +352,5 @@ def rm(
         freed = f"{counted(reply.versions, 'version')}, {human_bytes(reply.freed_bytes)}"
         if reply.dependents:
             freed += f"; {counted(reply.dependents, 'cube')} that stood on it went with it"
+        freed += fallen_text(reply.receipt)
         session.out.record({"name": name, **plain(reply)}, f"removed {name}: {freed}")

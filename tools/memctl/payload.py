@@ -16,7 +16,7 @@ from libmem.abi.errors import Errno, MemError
 from libmem.abi.limits import PRIORITY_MAX
 from libmem.abi.structs import CubeType, Descriptive, Governance
 from memosd.tools.memctl.command import Session, command
-from memosd.tools.memctl.cubes import ExpectVersion, Name
+from memosd.tools.memctl.cubes import ExpectVersion, Name, fallen_text
 from memosd.tools.memctl.files import Source, opened, write_out
 from memosd.tools.memctl.output import plain
 from memosd.tools.memctl.progress import bytes_bar
@@ -86,7 +86,7 @@ def put(
             reply = _fill(session, name, options, (first, source))
     session.out.record(
         {"name": name, "size_bytes": source.size_bytes, **plain(reply)},
-        f"{name}@v{reply.version}  {human_bytes(source.size_bytes)}",
+        f"{name}@v{reply.version}  {human_bytes(source.size_bytes)}{fallen_text(reply.receipt)}",
     )
 
 

@@ -25,6 +25,7 @@ from libmem.abi.calls.cube import (
     WriteCube,
     WriteReply,
 )
+from libmem.abi.calls.lineage import Lineage, LineageReply
 from libmem.abi.calls.observe import (
     HotCube,
     Hottest,
@@ -126,6 +127,8 @@ __all__ = [
     "Info",
     "InfoReply",
     "JobReply",
+    "Lineage",
+    "LineageReply",
     "ListPins",
     "ListPinsReply",
     "ListSessions",

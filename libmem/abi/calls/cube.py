@@ -3,6 +3,7 @@
 from typing import Any
 
 from libmem.abi.calls.base import Call, Done
+from libmem.abi.lineage import Receipt
 from libmem.abi.structs import CubeType, Descriptive, Durability, Governance, Stat, Value
 
 __all__ = [
@@ -52,6 +53,8 @@ class WriteReply(Value, frozen=True):
     id: bytes
     version: int
     digest: bytes
+    receipt: Receipt | None = None
+    """What was derived from the version before, and fell; None: nothing."""
 
 
 class SealCube(Call[WriteReply], frozen=True):
@@ -89,6 +92,8 @@ class ReadCube(Call[ReadReply], frozen=True):
     offset_bytes: int = 0
     length_bytes: int | None = None
     """None: to the end, which must not be more than READ_MAX_BYTES away."""
+    allow_outdated: bool = False
+    """Read a derived cube though a source of it is not so any more."""
 
 
 class StatCube(Call[Stat], frozen=True):
@@ -120,6 +125,8 @@ class UnlinkReply(Value, frozen=True):
     dependents: int = 0
     """Other cubes that stood on what went, directly or not: they went too, or their versions that
     did so. Their bytes are not in `freed_bytes`."""
+    receipt: Receipt | None = None
+    """What was derived from it, and fell; None: nothing."""
 
 
 class UnlinkCube(Call[UnlinkReply], frozen=True):

@@ -63,6 +63,8 @@ class MmapCube(Call[MapReply], frozen=True):
     """With what the cube stands on, where it holds only a part."""
     tier: TierName = TierName.RAM
     """Or DEVICE."""
+    allow_outdated: bool = False
+    """Map a derived cube though a source of it is not so any more."""
 
 
 class MunmapCube(Call[Done], frozen=True):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from memosd.tools.bench import cost, kv, kv_int8, prefix, share
+from memosd.tools.bench import cost, kv, kv_int8, lora_page, prefix, share, shootdown
 from memosd.tools.bench.report import Report
 
 pytestmark = pytest.mark.slow
@@ -74,6 +74,21 @@ def test_int8(tmp_path: Path, smollm2: Path) -> None:
     found = fields(report, {"kl": "≤ 0.002", "bytes_ratio": "≤ 0.55"})
     assert 0 < found["error"] < 0.02
     assert found["kl"] < 0.02
+
+
+def test_lora_page(tmp_path: Path, smollm2: Path) -> None:
+    plan = lora_page.Plan(adapters=6, resident=3, uses=24, compared=2, rank=1, slots=1)
+    found = fields(lora_page.measure(plan, tmp_path), {"swap_ratio": "≥ 5", "differing": "≤ 0"})
+    assert found["differing"] == 0
+    assert 0 < found["resident_share"] < 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_shootdown(tmp_path: Path) -> None:
+    plan = shootdown.Plan(rounds=1, derived=20, notes=10, readers=1, seconds=0.3)
+    found = fields(shootdown.measure(plan, tmp_path), {"receipt_ms": "≤ 100", "stale_reads": "≤ 0"})
+    assert found["stale_reads"] == 0, "not a time"
+    assert found["reads"] > 0
 
 
 def fields(report: Report, bars: dict[str, str]) -> dict[str, float]:

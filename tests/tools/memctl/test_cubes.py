@@ -170,8 +170,8 @@ def test_rm(memctl: Memctl) -> None:
     answers = {UnlinkCube: UnlinkReply(freed_bytes=10, versions=1)}
     outcome = memctl("rm", "/a/b", "/a/c", "--json", answers=answers)
     assert outcome.lines == [
-        {"name": "/a/b", "freed_bytes": 10, "versions": 1, "dependents": 0},
-        {"name": "/a/c", "freed_bytes": 10, "versions": 1, "dependents": 0},
+        {"name": "/a/b", "freed_bytes": 10, "versions": 1, "dependents": 0, "receipt": None},
+        {"name": "/a/c", "freed_bytes": 10, "versions": 1, "dependents": 0, "receipt": None},
     ]
 
 
