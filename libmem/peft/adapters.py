@@ -93,18 +93,19 @@ class Adapters:
         """The cubes in slots, least recently used first."""
         return tuple(self._held)
 
-    def use(self, names: str | Sequence[str] | None) -> None:
+    def use(self, names: str | Sequence[str] | None, *, allow_outdated: bool = False) -> None:
         """Compute with these cubes from now on, added up; None: with none.
 
         Looks at each cube's current version: a new one takes the old one's place.
+        `allow_outdated`: adapters as well of which a source is not so any more.
         Errors: EMODEL (made for another model), EINVAL (for other layers, or more than there are
-        slots), and those of `map`; then what was active stays so.
+        slots), EOUTDATED, and those of `map`; then what was active stays so.
         """
         wanted = (names,) if isinstance(names, str) else tuple(names or ())
-        self._load(wanted)
+        self._load(wanted, allow_outdated=allow_outdated)
         self._activate(wanted)
 
-    def batch(self, names: Iterable[str | None]) -> list[str]:
+    def batch(self, names: Iterable[str | None], *, allow_outdated: bool = False) -> list[str]:
         """One cube, or None, for each row of a batch: what `adapter_names` of `model.generate` and
         of `model(...)` takes. The cubes stay in their slots until others are used.
 
@@ -112,7 +113,8 @@ class Adapters:
         """
         rows = list(names)
         wanted = dict.fromkeys(name for name in rows if name is not None)
-        self._load(tuple(dict.fromkeys((*self._active, *wanted))))
+        every = tuple(dict.fromkeys((*self._active, *wanted)))
+        self._load(every, allow_outdated=allow_outdated)
         self._activate(self._active)
         return [_BASE if name is None else self._held[name].slot.name for name in rows]
 
@@ -145,21 +147,23 @@ class Adapters:
                 layer.set_adapter(slots, inference_mode=True)
             self._active_slots = slots
 
-    def _load(self, names: tuple[str, ...]) -> None:
+    def _load(self, names: tuple[str, ...], *, allow_outdated: bool) -> None:
         """Have all of these in slots. Errors: as `use`."""
         if len(set(names)) > self._slots_max:
             raise MemError(Errno.EINVAL, f"{len(set(names))} adapters, {self._slots_max} slots")
         digest = fingerprint_of_base(self._model) if names else ""
         try:
             for name in names:
-                self._load_one(name, digest, names)
+                memory = self._client.map(
+                    name, model=digest, is_private=True, allow_outdated=allow_outdated
+                )
+                self._load_one(name, memory, names)
         except BaseException:
             # Of what was active one may have had to make room already.
             self._activate(tuple(name for name in self._active if name in self._held))
             raise
 
-    def _load_one(self, name: str, digest: str, wanted: tuple[str, ...]) -> None:
-        memory = self._client.map(name, model=digest, is_private=True)
+    def _load_one(self, name: str, memory: Mapping, wanted: tuple[str, ...]) -> None:
         held = self._held.get(name)
         if held is not None and _is_same(held.memory, memory):
             memory.close()

@@ -202,6 +202,27 @@ def test_what_fails_leaves_what_was_active(
     assert len(adapters.model.peft_config) == 1
 
 
+def test_what_is_outdated_is_used_only_where_that_is_asked_for(
+    client: libmem.Client, model: Any, adapters: Any, save: Save
+) -> None:
+    plain, folder = logits(model), save()
+    client.write("/s/fact", "one")
+    derived = {"derivation": {"recipe": "train"}}
+    libmem.peft.import_folder(
+        client, "/s/a", folder, model, parents=("/s/fact",), attributes=derived
+    )
+    adapters.use("/s/a")
+    client.write("/s/fact", "two")
+    adapters.use(None)
+    for use in (adapters.use, lambda name: adapters.batch([name])):
+        with pytest.raises(MemError) as refused:
+            use("/s/a")
+        assert refused.value.errno is Errno.EOUTDATED
+    assert torch.equal(logits(model), plain)
+    adapters.use("/s/a", allow_outdated=True)
+    assert torch.equal(logits(model), expected(folder))
+
+
 def test_a_first_one_that_fails_leaves_the_model_alone(
     client: libmem.Client, model: Any, adapters: Any, save: Save
 ) -> None:
