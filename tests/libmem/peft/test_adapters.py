@@ -261,6 +261,8 @@ def test_detaching_leaves_the_model_as_it_was(
         adapters.use("/s/a")
         assert libmem.peft.fingerprint_of_base(model) == digest
     adapters.detach()
+    with libmem.peft.attach(client, model) as again:
+        again.use("/s/a")
     assert {name: type(each) for name, each in model.named_modules()} == before
     assert torch.equal(logits(model), plain)
     client.info()
