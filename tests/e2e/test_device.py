@@ -76,14 +76,16 @@ def test_two_processes_map_one_copy(daemon: Daemon) -> None:
         eventually(lambda: not device(client).pinned_bytes, "what the dead held is free")
 
 
-def test_the_budget_holds_and_the_oldest_goes(daemon: Daemon) -> None:
+def test_the_budget_holds_and_others_give_way(daemon: Daemon) -> None:
     with daemon.connect() as client:
         for number in range(6):
             client.write(f"/t/{number}", b"x" * MIB)
             client.call(MigrateCube(f"/t/{number}", TierName.DEVICE))
             assert device(client).used_bytes <= 4 * MIB
         there = [TierName.DEVICE in client.stat(f"/t/{number}").tiers for number in range(6)]
-        assert there == [False, False, True, True, True, True]
+        # Which of the others is the policy's to say: what each took to load weighs in.
+        assert there[5]
+        assert sum(there) == 4
 
 
 def test_a_killed_worker_takes_its_frames_along(daemon: Daemon) -> None:
