@@ -247,14 +247,20 @@ class RamTier:
 
 
 def _add_seals(fd: int, seals: int) -> None:
-    try:
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
-    except PermissionError:
-        raise _sealed_by_writer() from None
-    except OSError as error:
-        if error.errno == errno.EBUSY:
-            raise MemError(Errno.EBUSY, "a writable mapping of the memory is left") from None
-        raise
+    # Linux says EBUSY of pages that it holds itself just then, too (mm/memfd.c,
+    # memfd_wait_for_pins): nobody's mapping, and soon over. Of a mapping it says so at once.
+    for is_last in (False, False, True):
+        try:
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+        except PermissionError:
+            raise _sealed_by_writer() from None
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            if is_last:
+                raise MemError(Errno.EBUSY, "a writable mapping of the memory is left") from None
+        else:
+            return
 
 
 def _cut(fd: int, size_bytes: int) -> None:

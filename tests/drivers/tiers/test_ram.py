@@ -90,6 +90,26 @@ def test_a_writable_mapping_left_is_busy_and_changes_nothing(ram: FrameTier, fra
     assert os.fstat(frame.fd).st_size == 5_000
 
 
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_pages_that_linux_holds_for_a_moment_are_no_mapping(
+    ram: FrameTier, frame: Frame, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    left = iter([OSError(errno.EBUSY, "pinned")] * times)
+    call = fcntl.fcntl
+
+    def busy(*arguments: int) -> object:
+        if (error := next(left, None)) is not None:
+            raise error
+        return call(*arguments)
+
+    monkeypatch.setattr(fcntl, "fcntl", busy)
+    if times == 3:
+        with raises(Errno.EBUSY):
+            ram.seal(frame, frame.size_bytes)
+    ram.seal(frame, frame.size_bytes)
+    assert frame.is_sealed
+
+
 def test_sealing_shorter_gives_the_rest_back(ram: FrameTier, frame: Frame) -> None:
     os.pwrite(frame.fd, b"x" * 10_000, 0)
     ram.seal(frame, 4_097)
