@@ -22,13 +22,13 @@ from libmem.abi.structs import (
     Durability,
     EventKind,
     Governance,
-    StoredForm,
 )
 from memosd.kernel.access import EXECUTE, READ, WRITE, Identity, allows
+from memosd.kernel.admission import Admission, Content
 from memosd.kernel.charges import row_charge, version_charge
 from memosd.kernel.governance import check_governance, govern
 from memosd.kernel.groups import check_header
-from memosd.kernel.lineage import Source, check_apart
+from memosd.kernel.lineage import check_apart
 from memosd.kernel.namespace import Namespace
 from memosd.kernel.pagetable import Cube, new_id
 from memosd.kernel.parts import Parts
@@ -43,43 +43,10 @@ from memosd.kernel.succession import (
     signed,
 )
 
-__all__ = ["Admission", "Content", "Cubes"]
+__all__ = ["Cubes"]
 
 _VERSION_MAX: Final = (1 << 32) - 1
 _DEFAULT_GOVERNANCE: Final = Governance()
-
-
-class Content(msgspec.Struct, frozen=True):
-    """A payload about to be committed."""
-
-    size_bytes: int
-    digest: bytes
-    inline: bytes | None
-    """The payload itself where it goes into the table."""
-    charge_bytes: int
-    """What the new version costs on disk; `charge_of`."""
-    prefix: Prefix | None = None
-    """The tokens it begins with, where its type knows of tokens."""
-    form: StoredForm | None = None
-    """What its page file holds, where that is not the payload itself."""
-
-
-class Admission(msgspec.Struct, frozen=True):
-    """A write that was found to be in order."""
-
-    name: str
-    space: Namespace
-    existing: Cube | None
-    driver: Driver
-    governance: Governance | None
-    parents: tuple[tuple[bytes, int], ...]
-    durability: Durability
-    base: Base | None = None
-    """What the payload will stand on, where it holds only a part."""
-    endings: tuple[Ending, ...] = ()
-    """The cubes that it supersedes."""
-    sources: tuple[Source, ...] = ()
-    """What the payload was made from, where it is derived."""
 
 
 class Cubes:
@@ -164,9 +131,7 @@ class Cubes:
             admission = msgspec.structs.replace(admission, sources=sources)
         if draft.supersedes:
             admission = self._superseding(who, draft, admission)
-        if admission.sources:
-            endings = {ending.cube.id for ending in admission.endings}
-            check_apart(admission.sources, endings | ({existing.id} if existing else set()))
+        check_apart(admission.sources, admission.changed)
         if driver.prefixes is None or not driver.prefixes.is_part(draft.attributes):
             return admission
         return msgspec.structs.replace(admission, base=self._base_of(admission, parents))
@@ -216,7 +181,7 @@ class Cubes:
         wanted = admission.driver.type
         if not parents or parents[0].row.type is not wanted:
             raise MemError(Errno.EINVAL, f"a part stands on its first parent, of type {wanted}")
-        if admission.existing is not None and parents[0].id == admission.existing.id:
+        if parents[0].id in admission.changed:
             raise MemError(Errno.EINVAL, "a cube cannot stand on itself", cube=admission.name)
         if admission.durability is not Durability.CACHE:
             raise MemError(
@@ -224,6 +189,8 @@ class Cubes:
             )
         key = parents[0].key
         self._prefixes.check_base(key)
+        chain = [key, *(each.key for each in self._prefixes.bases(key))]
+        self._lineage.check_chain(chain, admission.changed)
         return Base(key, parents[0].version.attributes, self._prefixes.packed(key))
 
     def _superseding(

@@ -18,8 +18,8 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from libmem.abi.errors import MemError
+from memosd.kernel.admission import Admission
 from memosd.kernel.control import Group
-from memosd.kernel.cubes import Admission
 from memosd.kernel.governance import Weight, weigh
 from memosd.kernel.namespace import Namespace
 from memosd.kernel.parts import Parts

@@ -13,8 +13,9 @@ from libmem.abi.digest import Manifest
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.structs import Durability
 from memosd.kernel.access import Identity
+from memosd.kernel.admission import Admission, Content
 from memosd.kernel.control import Group
-from memosd.kernel.cubes import Admission, Content, Cubes
+from memosd.kernel.cubes import Cubes
 from memosd.kernel.diskspace import DiskSpace
 from memosd.kernel.lineage import Source
 from memosd.kernel.pagefiles import Stored

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.limits import SOURCES_MAX
 from libmem.abi.lineage import Fallen
-from libmem.abi.structs import Descriptive, Durability, EventKind
+from libmem.abi.structs import Descriptive, Durability
 from memosd.kernel.ledger import Ledger
 from memosd.kernel.pagetable import Cube, PageTable
 from memosd.kernel.ports import Clock, PayloadKey, Store
@@ -47,11 +47,12 @@ class Falling(NamedTuple):
 
     key: PayloadKey
     reason: str
-    gone: Gone
+    gone: Gone | None
+    """None: whose it is cannot be read, for rows are damaged."""
 
 
-Remove = Callable[[list[Falling]], None]
-"""Remove the versions that show these payloads."""
+Fall = Callable[[list[Falling]], None]
+"""Remove the versions that show these payloads, or mark them."""
 
 
 class Lineage:
@@ -127,15 +128,26 @@ class Lineage:
             self._ledger.delete("derived", key)
 
     def derived_from(self, key: PayloadKey) -> Iterator[tuple[PayloadKey, bytes]]:
-        """(payload, cube) of all that was made from a payload, directly or not."""
+        """(payload, cube) of all that was made from a payload, directly or not; no cube where the
+        row that names it is damaged."""
         if not self._is_used:
             return
         for edge, _ in self._ledger.scan("edges", key, key):
             derived = edge[len(key) :]
+            cube_id = b""
             with suppress(MemError):
                 row = self._row(derived)
-                if row is not None:
-                    yield derived, row.cube_id
+                cube_id = row.cube_id if row is not None else b""
+            yield derived, cube_id
+
+    def check_chain(self, keys: Iterable[PayloadKey], cube_ids: set[bytes]) -> None:
+        """Is none of these payloads made from one of the cubes, which are about to change?
+
+        Errors: EINVAL, ECORRUPT.
+        """
+        for key in keys:
+            row = self._row(key)
+            check_apart(row.sources if row is not None else (), cube_ids)
 
     def _row(self, key: PayloadKey) -> DerivedRow | None:
         """Errors: ECORRUPT."""
@@ -148,7 +160,7 @@ class Lineage:
         """A cube has another current version."""
         if new.payload_id != old.payload_id:
             self.withdraw(old.payload_id, "it was changed")
-        elif new.descriptive.valid_to_ns and not old.descriptive.valid_to_ns:
+        elif _is_newly_ended(old.descriptive, new.descriptive):
             self.withdraw(old.payload_id, "it does not hold any more")
 
     def withdraw(self, key: PayloadKey, reason: str) -> None:
@@ -156,47 +168,57 @@ class Lineage:
         if self._is_used:
             self._withdrawn.append(_Withdrawn(key, reason))
 
-    def settle(self, remove: Remove) -> list[Gone]:
+    def settle(self, fall: Fall) -> list[Gone]:
         """Have all that was made from withdrawn payloads fall."""
         gone: list[Gone] = []
         while self._withdrawn:
             withdrawn, self._withdrawn = self._withdrawn, []
             # All are read before one is changed: a scan passes by all changes not committed yet.
-            falling: dict[PayloadKey, tuple[bytes, str]] = {}
+            found: dict[PayloadKey, tuple[bytes, str]] = {}
             for key, reason in withdrawn:
                 for derived, cube_id in self.derived_from(key):
-                    falling.setdefault(derived, (cube_id, f"a source is no more: {reason}"))
-            fallen = [
-                each for key, (cube_id, reason) in falling.items()
-                if (each := self._fallen(key, cube_id, reason)) is not None
-            ]  # fmt: skip
-            for each in fallen:
-                if not each.gone.fallen.is_removed:
-                    self._table.set_outdated(each.key, each.reason)
-                    self._table.log.note(EventKind.OUTDATE, each.gone.fallen.id, each.gone.row)
-            remove([each for each in fallen if each.gone.fallen.is_removed])
-            gone += [each.gone for each in fallen]
+                    found.setdefault(derived, (cube_id, f"a source is no more: {reason}"))
+            falling = [
+                self._falling(key, *why)
+                for key, why in found.items()
+                if key not in self._table.outdated and self._table.has_payload(key)
+            ]
+            fall(falling)
+            gone += [each.gone for each in falling if each.gone is not None]
             # What was made from these has the same sources, and fell with them.
-            self._withdrawn = [each for each in self._withdrawn if each.key not in falling]
+            self._withdrawn = [each for each in self._withdrawn if each.key not in found]
         return gone
 
-    def _fallen(self, key: PayloadKey, cube_id: bytes, reason: str) -> Falling | None:
-        """None: it fell before, or is handed out to nobody anyway."""
-        row = None
-        if key not in self._table.outdated:
-            with suppress(MemError):  # damaged
-                row = self._table.cube_row(cube_id)
-        if row is None:
-            return None
+    def _falling(self, key: PayloadKey, cube_id: bytes, reason: str) -> Falling:
+        try:
+            row = self._table.cube_row(cube_id) if cube_id else None
+            version = self._version_of(key, cube_id, row) if row is not None else 0
+        except MemError:
+            row, version = None, 0
+        if row is None or not version:
+            return Falling(key, reason, None)
         is_removed = row.durability is Durability.CACHE
-        fallen = Fallen(row.name, cube_id, row.current.version, row.type, is_removed)
-        return Falling(key, reason, Gone(row, fallen))
+        return Falling(
+            key, reason, Gone(row, Fallen(row.name, cube_id, version, row.type, is_removed))
+        )
+
+    def _version_of(self, key: PayloadKey, cube_id: bytes, row: CubeRow) -> int:
+        """The newest version that shows a payload; 0: none does. Errors: ECORRUPT."""
+        if row.current.payload_id == key:
+            return row.current.version
+        older = [it.version for it in self._table.older_versions(cube_id) if it.payload_id == key]
+        return max(older, default=0)
 
 
 def check_apart(sources: tuple[Source, ...], cube_ids: set[bytes]) -> None:
     """Are these cubes, which are about to change, none of the sources? Errors: EINVAL."""
     if any(cube_id in cube_ids for _, cube_id in sources):
-        raise MemError(Errno.EINVAL, "what is derived neither replaces nor supersedes a source")
+        raise MemError(Errno.EINVAL, "what is derived replaces and supersedes no source")
+
+
+def _is_newly_ended(old: Descriptive, new: Descriptive) -> bool:
+    is_ended = bool(new.valid_to_ns) and new.valid_to_ns != old.valid_to_ns
+    return is_ended or (bool(new.superseded_by) and new.superseded_by != old.superseded_by)
 
 
 def _has_ended(descriptive: Descriptive, now_ns: int) -> bool:

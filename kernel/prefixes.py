@@ -22,7 +22,7 @@ from memosd.kernel.ledger import Ledger
 from memosd.kernel.pagetable import Cube, PageTable
 from memosd.kernel.ports import PayloadKey, Prefix, Store
 from memosd.kernel.rows import PrefixRow, VersionRow, decode_row, encode_row
-from memosd.kernel.tokenorder import Entry, TokenOrder, as_pieces, joined
+from memosd.kernel.tokenorder import Entry, Match, Span, TokenOrder, as_pieces, joined
 
 __all__ = ["Match", "Prefixes", "Span"]
 
@@ -43,22 +43,6 @@ class _Lame(NamedTuple):
 
     cube_id: bytes
     base: PayloadKey
-
-
-class Span(NamedTuple):
-    """Which tokens a payload holds itself."""
-
-    model: bytes
-    start: int
-    end: int
-
-
-class Match(NamedTuple):
-    """The payload that shares most tokens with a prompt."""
-
-    key: PayloadKey
-    tokens: int
-    """Shared from position 0 on."""
 
 
 class Prefixes:
@@ -132,6 +116,16 @@ class Prefixes:
         self._dependents.update(stood_on)
         if apart.base:
             self._dependents.setdefault(apart.base, set()).add(key)
+
+    def above(self, key: PayloadKey) -> set[PayloadKey]:
+        """What stands on a payload, directly or not."""
+        found: set[PayloadKey] = set()
+        waiting = [key]
+        while waiting:
+            fresh = self._dependents.get(waiting.pop(), set()) - found
+            found |= fresh
+            waiting += fresh
+        return found
 
     def set_apart(self, keys: set[PayloadKey]) -> None:
         """Many that are about to be dropped are found no more: quicker at once than one by one."""
@@ -263,7 +257,7 @@ class Prefixes:
         try:
             self.bases(key)
         except MemError as error:
-            if error.errno is not Errno.ENOENT:
+            if error.errno not in (Errno.ENOENT, Errno.EOUTDATED):
                 raise
 
     def version_of(self, key: PayloadKey) -> Cube:
@@ -275,6 +269,8 @@ class Prefixes:
             version = _showing(key, row.current, self._table, cube_id)
         if row is None or version is None:
             raise MemError(Errno.ECORRUPT, "a part of the cube is damaged", payload=key.hex())
+        if key in self._table.outdated:
+            raise MemError(Errno.EOUTDATED, "a part of the cube is outdated", payload=key.hex())
         if self._table.is_expired(row):
             raise MemError(Errno.ENOENT, "a part of the cube has expired", payload=key.hex())
         return Cube(cube_id, row, version)

@@ -22,7 +22,7 @@ from memosd.kernel.access import EXECUTE, WRITE, Identity
 from memosd.kernel.charges import version_charge
 from memosd.kernel.control import Group
 from memosd.kernel.cubes import Cubes
-from memosd.kernel.lineage import Falling
+from memosd.kernel.lineage import Falling, Gone
 from memosd.kernel.namespace import Namespace
 from memosd.kernel.pager import Pager
 from memosd.kernel.pagetable import Cube
@@ -176,13 +176,33 @@ class Removal:
         return Receipt(len(gone), tuple(shown))
 
     def _fall(self, falling: list[Falling]) -> None:
-        self._prefixes.set_apart({each.key for each in falling})
+        removed = [it for it in falling if it.gone is not None and it.gone.fallen.is_removed]
+        self._prefixes.set_apart({each.key for each in removed})
         for key, reason, gone in falling:
-            with suppress(MemError):  # of a damaged cube nothing is handed out
-                row = self._table.cube_row(gone.fallen.id)  # another version may have gone by now
-                if row is not None:
-                    self._lose(self._found(gone.fallen.id, row), {key}, reason, EventKind.FALL)
+            if (
+                gone is None
+                or not gone.fallen.is_removed
+                or not self._lose_fallen(key, reason, gone)
+            ):
+                self._mark(key, reason, gone)
         self.follow()
+
+    def _lose_fallen(self, key: PayloadKey, reason: str, gone: Gone) -> bool:
+        """False where rows of the cube are damaged."""
+        try:
+            row = self._table.cube_row(gone.fallen.id)  # another version may have gone by now
+            if row is not None:
+                self._lose(self._found(gone.fallen.id, row), {key}, reason, EventKind.FALL)
+        except MemError:
+            return False
+        return True
+
+    def _mark(self, key: PayloadKey, reason: str, gone: Gone | None) -> None:
+        """Hand it out no more, and let go what stands on it."""
+        self._table.set_outdated(key, reason)
+        self._fallen += self._prefixes.above(key)
+        if gone is not None and gone.row.current.payload_id == key:
+            self._table.log.note(EventKind.OUTDATE, gone.fallen.id, gone.row)
 
     def _damaged_or_found(self, cube_id: bytes) -> _Found | None:
         try:

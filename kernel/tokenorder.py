@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from libmem.abi.kv import TOKEN_BYTES
 from memosd.kernel.ports import PayloadKey
 
-__all__ = ["Entry", "Piece", "TokenOrder", "as_pieces", "joined"]
+__all__ = ["Entry", "Match", "Piece", "Span", "TokenOrder", "as_pieces", "joined"]
 
 _CHUNK_FIRST: Final = 1 << 6
 _CHUNK_MAX: Final = 1 << 14
@@ -58,6 +58,22 @@ class Entry:
             *(Piece(old.start, min(old.end, at), old.packed) for old in before if old.start < at),
             Piece(at, at + len(packed), packed),
         )
+
+
+class Span(NamedTuple):
+    """Which tokens a payload holds itself."""
+
+    model: bytes
+    start: int
+    end: int
+
+
+class Match(NamedTuple):
+    """The payload that shares most tokens with a prompt."""
+
+    key: PayloadKey
+    tokens: int
+    """Shared from position 0 on."""
 
 
 class TokenOrder:

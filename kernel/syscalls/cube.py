@@ -10,7 +10,7 @@ from libmem.abi.errors import Errno, MemError
 from libmem.abi.limits import PAYLOAD_MAX_BYTES, READ_MAX_BYTES
 from libmem.abi.names import parse_ref
 from libmem.abi.structs import Stat
-from memosd.kernel.cubes import Admission, Content
+from memosd.kernel.admission import Admission, Content
 from memosd.kernel.dispatch import Context
 from memosd.kernel.fills import Fill
 

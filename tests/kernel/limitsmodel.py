@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from libmem.abi.control import Limits
+from memosd.kernel.admission import Admission
 from memosd.kernel.control import Group
-from memosd.kernel.cubes import Admission
 from tests.kernel.world import World
 
 __all__ = ["LimitedWorld", "deepest", "is_within", "protected"]

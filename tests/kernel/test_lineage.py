@@ -6,9 +6,11 @@ import pytest
 from msgspec.structs import replace
 
 from libmem.abi import calls as c
-from libmem.abi.errors import Errno
+from libmem.abi.errors import Errno, MemError
 from libmem.abi.lineage import LineageEdge, Receipt
 from libmem.abi.structs import CubeType, Descriptive, Durability, EventKind, Governance
+from tests.kernel import kv
+from tests.kernel.conftest import MakeWorld
 from tests.kernel.fakes import SECOND_NS
 from tests.kernel.world import Client, World
 
@@ -286,3 +288,98 @@ def test_two_versions_of_a_cache_fall_at_once(user: Client) -> None:
     assert usage.cubes == 1
     user.unlink("/n/b")
     assert user.usage("/n").usage.disk_bytes == 0
+
+
+# -- found by a reviewer ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["end", "supersede"])
+def test_what_holds_for_a_while_can_be_ended_before(world: World, user: Client, how: str) -> None:
+    later = Descriptive(valid_to_ns=world.clock.wall_ns() + 100 * SECOND_NS)
+    user.call(c.WriteCube(name="/n/a", payload=b"x", descriptive=later))
+    derive(user, "/n/b", "/n/a")
+    if how == "end":
+        ended = Descriptive(valid_to_ns=world.clock.wall_ns())
+        receipt = user.call(c.SetHeader("/n/a", descriptive=ended)).receipt
+    else:
+        draft = c.WriteCube(name="/n/c", payload=b"y", supersedes=("/n/a",))
+        receipt = user.call(draft).receipt
+    assert fallen(receipt) == {"/n/b": False}
+    assert outdated(user, "/n/b")
+
+
+def test_a_receipt_tells_the_version_that_fell(user: Client) -> None:
+    user.write("/n/a", b"1")
+    user.write("/n/b", b"1")
+    for make in (derive, cache):
+        for source in ("/n/a", "/n/b"):
+            make(user, f"/n/{make.__name__}", source)
+    start = user.call(c.Watch()).next_seq
+    receipt = user.call(c.UnlinkCube("/n/a")).receipt
+    assert receipt is not None
+    assert {(each.name, each.version) for each in receipt.fallen} == {
+        ("/n/derive", 1),
+        ("/n/cache", 1),
+    }
+    assert not outdated(user, "/n/derive")
+    assert user.stat("/n/cache").version == 2
+    told = [event.kind for event in user.call(c.Watch(since_seq=start)).events]
+    assert EventKind.OUTDATE not in told
+
+
+@pytest.mark.parametrize("table", ["derived", "history"])
+def test_damage_hands_out_nothing_that_fell(world: World, user: Client, table: str) -> None:
+    user.write("/n/a", b"1")
+    made = cache(user, "/n/b", "/n/a")
+    if table == "history":
+        cache(user, "/n/b", "/n/a")
+    world.settle()
+    key = made.id if table == "derived" else made.id + (1).to_bytes(4, "big")
+    world.damage(table, key)
+    user.call(c.UnlinkCube("/n/a"))
+    user.fails(c.ReadCube(name="/n/b@v1" if table == "derived" else "/n/b"), Errno.EOUTDATED)
+    world.root.call(c.UnlinkCube("/n/b"))
+
+
+def test_a_part_goes_with_a_base_that_is_outdated(make_world: MakeWorld) -> None:
+    world = make_world(disk_budget_bytes=64 << 20, ram_budget_bytes=4 << 20)
+    user = world.client()
+    user.make("/n")
+    user.write("/n/a", b"1")
+    header, payload = kv.kv([1, 2, 3, 4, 5, 6, 7, 8])
+    fields = kv.fields_of(header)
+    fields["attributes"] |= DERIVED
+    fields["durability"] = Durability.DURABLE
+    user.call(c.WriteCube(name="/n/base", payload=payload, parents=("/n/a",), **fields))
+    longer = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
+    kv.part(user, "/n/part", longer, "/n/base")
+    assert kv.find(user, longer)[1] == 12
+    user.write("/n/a", b"2")
+    assert outdated_map(user, "/n/base")
+    assert not is_there(user, "/n/part")
+    assert kv.find(user, longer) == ("", 0)
+    with pytest.raises(MemError) as refused:
+        kv.part(user, "/n/again", longer, "/n/base")
+    assert refused.value.errno is Errno.EOUTDATED
+
+
+def outdated_map(user: Client, name: str) -> bool:
+    user.fails(c.MmapCube(name), Errno.EOUTDATED)
+    return bool(user.stat(name).outdated)
+
+
+def test_nothing_stands_on_what_falls_with_it(make_world: MakeWorld) -> None:
+    world = make_world(disk_budget_bytes=64 << 20, ram_budget_bytes=4 << 20)
+    user = world.client()
+    user.make("/n")
+    kv.write(user, "/n/a", [1, 2, 3, 4])
+    header, payload = kv.kv([1, 2, 3, 4, 5, 6, 7, 8])
+    fields = kv.fields_of(header)
+    fields["attributes"] |= DERIVED
+    user.call(c.WriteCube(name="/n/base", payload=payload, parents=("/n/a",), **fields))
+    kv.part(user, "/n/middle", [1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 9], "/n/base")
+    for base, tokens in (("/n/base", 12), ("/n/middle", 16)):
+        with pytest.raises(MemError) as refused:
+            kv.part(user, "/n/a", ([1, 2, 3, 4, 5, 6, 7, 8] + [9] * 8)[:tokens], base)
+        assert refused.value.errno is Errno.EINVAL
+    assert user.stat("/n/a").version == 1
