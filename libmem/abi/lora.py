@@ -5,8 +5,10 @@ Owns the format of parametric cubes of the kind `lora` (docs/format.md). The pay
 it is, and the fingerprint of the model that the adapter was made for. No model framework: the
 kernel's driver and `libmem.peft` both read this.
 
-Only what a pair of low-rank factors can say is taken: whole layers saved beside them
-(`modules_to_save`, trained biases of the base) are refused by name, not dropped.
+Only what a pair of low-rank factors can say is taken. Whole layers saved beside them
+(`modules_to_save`, trained biases of the base), settings that change the base model (an
+initialisation such as PiSSA's, `layer_replication`) and variants that compute something else are
+refused by name, not dropped.
 """
 
 import re
@@ -43,6 +45,16 @@ _NAME: Final = re.compile(
 )
 
 
+_PLAIN_STARTS: Final = ("gaussian", "orthogonal")
+"""Initialisations that leave the base model's weights alone, beside true and false."""
+_FOREIGN: Final = (
+    "modules_to_save", "layer_replication", "trainable_token_indices", "target_parameters",
+    "megatron_config", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config",
+    "kasa_config", "velora_config", "monteclora_config",
+)  # fmt: skip
+"""Settings of PEFT's that say more than a pair of factors does, or import what they name."""
+
+
 class LoraHeader(Value, frozen=True):
     """What a parametric cube's payload is: the attribute `lora`."""
 
@@ -62,7 +74,7 @@ class LoraConfig(msgspec.Struct, frozen=True):
     alpha_pattern: dict[str, float] = {}
     use_dora: bool | None = False
     lora_bias: bool | None = False
-    modules_to_save: list[str] | None = None
+    init_lora_weights: bool | str | None = True
 
     @property
     def ranks(self) -> frozenset[int]:
@@ -87,7 +99,7 @@ class Factors(NamedTuple):
         return self.a.shape[0]
 
 
-_config: Final = msgspec.json.Decoder(LoraConfig)
+_settings: Final = msgspec.json.Decoder(dict[str, Any])
 
 
 def lora_header(attributes: dict[str, Any]) -> LoraHeader:
@@ -110,16 +122,20 @@ def config_of(text: str) -> LoraConfig:
     if len(text) > _CONFIG_MAX_BYTES:
         raise MemError(Errno.EINVAL, f"an adapter configuration has {len(text)} characters")
     try:
-        config = _config.decode(text)
-    except (msgspec.DecodeError, RecursionError) as error:
+        settings = _settings.decode(text)
+        config = msgspec.convert(settings, LoraConfig)
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise MemError(Errno.EINVAL, f"not an adapter configuration: {error}") from None
     if config.peft_type != "LORA":
         raise MemError(Errno.EINVAL, f"an adapter of type {config.peft_type!r} is no LoRA")
     if not all(1 <= rank <= _RANK_MAX for rank in config.ranks):
         raise MemError(Errno.EINVAL, f"a rank is within 1..{_RANK_MAX}")
-    if config.modules_to_save:
-        names = ", ".join(config.modules_to_save[:3])
-        raise MemError(Errno.EINVAL, f"whole layers beside the factors are not taken: {names}")
+    for name in _FOREIGN:
+        if settings.get(name):
+            raise MemError(Errno.EINVAL, f"more than pairs of factors is not taken: {name}")
+    start = config.init_lora_weights
+    if isinstance(start, str) and start not in _PLAIN_STARTS:
+        raise MemError(Errno.EINVAL, f"init_lora_weights: {start!r} changes the base model")
     return config
 
 

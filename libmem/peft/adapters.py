@@ -9,14 +9,12 @@ mapped for as long.
 Not for several threads at once, as the model itself. Public through `libmem.peft`.
 """
 
-import json
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
-from itertools import count
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import ExitStack
 from typing import Final, NamedTuple
 
 import peft
-from torch import nn
 from transformers import PreTrainedModel
 
 from libmem.abi.errors import Errno, MemError
@@ -24,7 +22,8 @@ from libmem.abi.structs import Advice
 from libmem.client import Client
 from libmem.hf.fingerprint import fingerprint_of_base
 from libmem.mapping import Mapping
-from libmem.peft.weights import Adapter, Place, layers_of, places_of, put
+from libmem.peft.slots import Slot, Slots
+from libmem.peft.weights import Adapter, Parameter, parameters_of, put
 
 __all__ = ["Adapters", "attach"]
 
@@ -32,19 +31,22 @@ _BASE: Final = "__base__"
 """PEFT's word for a row without an adapter."""
 
 
-class _Slot(NamedTuple):
-    """One adapter of PEFT's."""
-
-    name: str
-    config: str
-    places: dict[str, Place]
-
-
 class _Held(NamedTuple):
     """A cube in a slot."""
 
-    slot: _Slot
+    slot: Slot
     memory: Mapping
+
+
+class _Coming(NamedTuple):
+    """A cube that is to be in a slot."""
+
+    name: str
+    slot: Slot
+    memory: Mapping
+    parameters: list[Parameter]
+    before: str
+    """The cube whose place it takes; empty: none's."""
 
 
 class Adapters:
@@ -57,15 +59,12 @@ class Adapters:
             raise MemError(Errno.EINVAL, "a model has at least one slot")
         self._client = client
         self._model = model
+        self._slots = Slots(model)
         self._slots_max = slots
         self._autocast = autocast_adapter_dtype
-        self._peft: peft.PeftModel | None = None
         self._held: OrderedDict[str, _Held] = OrderedDict()
         """By the cube's name, least recently used first."""
-        self._numbers = count()
         self._active: tuple[str, ...] = ()
-        self._active_slots: list[str] | None = None
-        """What PEFT computes with; None: it has to be told."""
 
     def __enter__(self) -> "Adapters":
         return self
@@ -79,9 +78,7 @@ class Adapters:
 
         Errors: EINVAL: no adapter was used yet.
         """
-        if self._peft is None:
-            raise MemError(Errno.EINVAL, "there is no adapter in the model yet")
-        return self._peft
+        return self._slots.model
 
     @property
     def active(self) -> tuple[str, ...]:
@@ -125,120 +122,78 @@ class Adapters:
 
     def detach(self) -> None:
         """Take all adapters out of the model and give their memory back. Idempotent."""
-        self._unload()
+        self._slots.unload()
         while self._held:
-            _let_go(self._held.popitem()[1])
+            _let_go(self._held.popitem()[1].memory)
         self._active = ()
 
     # -- slots ---------------------------------------------------------------------------------
 
     def _activate(self, names: tuple[str, ...]) -> None:
-        slots = [self._held[name].slot.name for name in names]
-        if slots != self._active_slots:
-            self._tell(slots)
+        self._slots.activate([self._held[name].slot.name for name in names])
         self._active = names
 
-    def _tell(self, slots: list[str]) -> None:
-        """Have PEFT compute with these."""
-        if self._peft is not None:
-            # Never its way to switch all off: that would hold for each row of a batch, too. And
-            # layer by layer: its own way walks through all modules, for some 50 ms.
-            for layer in layers_of(self._peft):
-                layer.set_adapter(slots, inference_mode=True)
-            self._active_slots = slots
-
     def _load(self, names: tuple[str, ...], *, allow_outdated: bool) -> None:
-        """Have all of these in slots. Errors: as `use`."""
-        if len(set(names)) > self._slots_max:
-            raise MemError(Errno.EINVAL, f"{len(set(names))} adapters, {self._slots_max} slots")
-        digest = fingerprint_of_base(self._model) if names else ""
-        try:
-            for name in names:
+        """Have all of these in slots, or leave all as it was. Errors: as `use`."""
+        wanted = dict.fromkeys(names)
+        if len(wanted) > self._slots_max:
+            raise MemError(Errno.EINVAL, f"{len(wanted)} adapters, {self._slots_max} slots")
+        digest = fingerprint_of_base(self._model) if wanted else ""
+        coming: list[_Coming] = []
+        with ExitStack() as undo:
+            undo.callback(lambda: self._activate(self._active))
+            for name in wanted:
                 memory = self._client.map(
                     name, model=digest, is_private=True, allow_outdated=allow_outdated
                 )
-                self._load_one(name, memory, names)
-        except BaseException:
-            # Of what was active one may have had to make room already.
-            self._activate(tuple(name for name in self._active if name in self._held))
-            raise
+                held = self._held.get(name)
+                if held is not None and _is_same(held.memory, memory):
+                    memory.close()
+                    self._held.move_to_end(name)
+                    continue
+                undo.callback(_let_go, memory)
+                coming.append(self._coming(name, memory, wanted, coming, undo))
+                undo.callback(coming.clear)  # first: whoever keeps the error keeps this frame
+            undo.pop_all()
+        for each in coming:
+            self._place(each)
 
-    def _load_one(self, name: str, memory: Mapping, wanted: tuple[str, ...]) -> None:
-        held = self._held.get(name)
-        if held is not None and _is_same(held.memory, memory):
-            memory.close()
-            self._held.move_to_end(name)
-            return
-        try:
-            adapter = Adapter.of(memory)
-            before = self._gives_way(name, adapter.config, wanted)
-            slot = self._held[before].slot if before in self._held else None
-            if slot is None or slot.config != adapter.config:
-                slot = self._new_slot(adapter.config)
-            self._fill(slot, adapter, memory)
-        except BaseException:
-            memory.close()
-            raise
-        for gone in {before, name} & self._held.keys():
-            self._remove(self._held.pop(gone), slot)
-        self._held[name] = _Held(slot, memory)
+    def _coming(
+        self, name: str, memory: Mapping, wanted: Collection[str], others: list[_Coming],
+        undo: ExitStack,
+    ) -> _Coming:  # fmt: skip
+        """A slot for this cube, with nothing changed in it yet."""
+        adapter = Adapter.of(memory)
+        before = self._gives_way(name, adapter.config, wanted, others)
+        slot = self._held[before].slot if before in self._held else None
+        if slot is None or slot.config != adapter.config:
+            slot = self._slots.build(adapter.config)
+            undo.callback(self._slots.delete, slot)
+        parameters = parameters_of(adapter, memory, slot.places, autocast=self._autocast)
+        return _Coming(name, slot, memory, parameters, before)
 
-    def _gives_way(self, name: str, config: str, wanted: tuple[str, ...]) -> str:
+    def _gives_way(
+        self, name: str, config: str, wanted: Collection[str], others: list[_Coming]
+    ) -> str:
         """Whose slot a cube takes: its own, or one that is not wanted; empty where one is free."""
-        if name in self._held or len(self._held) < self._slots_max:
-            return name if name in self._held else ""
-        free = [each for each in self._held if each not in wanted]
+        if name in self._held:
+            return name
+        gone = {each.before for each in others}
+        if len(self._held) + sum(not each.before for each in others) < self._slots_max:
+            return ""
+        free = [each for each in self._held if each not in wanted and each not in gone]
         idle = [each for each in free if each not in self._active] or free
         alike = [each for each in idle if self._held[each].slot.config == config]
         return (alike or idle)[0]
 
-    def _fill(self, slot: _Slot, adapter: Adapter, memory: Mapping) -> None:
-        try:
-            put(adapter, memory, slot.places, autocast=self._autocast)
-        except MemError:
-            if all(held.slot is not slot for held in self._held.values()):
-                self._delete(slot)
-            raise
-
-    def _remove(self, held: _Held, taken: _Slot) -> None:
-        """A cube left its slot, which now is `taken`, or nobody's."""
-        if held.slot is not taken:
-            self._delete(held.slot)
-        _let_go(held)
-
-    def _delete(self, slot: _Slot) -> None:
-        others = self.model.peft_config.keys() - {slot.name}
-        if not others:
-            self._unload()
-            return
-        self._tell([])  # of an active one PEFT would warn, and take another for it
-        # The wrapper looks at this one's configuration with every call, whatever layers do.
-        self.model.active_adapter = min(others)
-        self.model.delete_adapter(slot.name)
-
-    def _unload(self) -> None:
-        """Put the model's own layers back."""
-        if self._peft is not None:
-            self._peft.unload()
-            self._peft, self._active_slots = None, None
-
-    def _new_slot(self, config: str) -> _Slot:
-        name = f"cube{next(self._numbers)}"
-        kept = {key: value for key, value in json.loads(config).items() if value is not None}
-        settings = peft.LoraConfig.from_peft_type(**{**kept, "inference_mode": True})
-        try:
-            if self._peft is None:
-                self._peft = peft.PeftModel(
-                    self._model, settings, name, autocast_adapter_dtype=False,
-                    low_cpu_mem_usage=True,
-                ).train(self._model.training)  # fmt: skip
-            else:
-                self._peft.add_adapter(name, settings, low_cpu_mem_usage=True)
-        except (ValueError, TypeError) as error:
-            raise MemError(Errno.EINVAL, f"PEFT cannot build the adapter: {error}") from None
-        self._active_slots = None
-        base: nn.Module = self._peft.get_base_model()
-        return _Slot(name, config, places_of(base, name))
+    def _place(self, coming: _Coming) -> None:
+        put(coming.parameters)
+        if coming.before:
+            gone = self._held.pop(coming.before)
+            if gone.slot is not coming.slot:
+                self._slots.delete(gone.slot)
+            _let_go(gone.memory)
+        self._held[coming.name] = _Held(coming.slot, coming.memory)
 
 
 def attach(
@@ -261,10 +216,10 @@ def _is_same(one: Mapping, other: Mapping) -> bool:
     return (one.id, one.version) == (other.id, other.version)
 
 
-def _let_go(held: _Held) -> None:
-    """What is no adapter's any more; views that others keep of it stay valid."""
+def _let_go(memory: Mapping) -> None:
+    """What is no adapter's any more; what others keep of it stays valid, and mapped, until then."""
     try:
-        held.memory.close()
+        memory.close()
     except MemError as error:
         if error.errno is not Errno.EBUSY:
             raise

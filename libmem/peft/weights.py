@@ -18,7 +18,7 @@ from libmem.abi.tensors import Tensor, tensors_of
 from libmem.hf.weights import modules_of
 from libmem.mapping import Mapping
 
-__all__ = ["Adapter", "Place", "layers_of", "places_of", "put"]
+__all__ = ["Adapter", "Parameter", "Place", "layers_of", "parameters_of", "places_of", "put"]
 
 _DTYPES: Final = {
     "F64": torch.float64,
@@ -88,22 +88,39 @@ def _base(layer: nn.Module) -> torch.Tensor:
     return base
 
 
-def put(adapter: Adapter, memory: Mapping, places: dict[str, Place], *, autocast: bool) -> None:
-    """Have the layers compute with this adapter, over its mapped memory.
+class Parameter(NamedTuple):
+    """What a layer is to compute with, and where."""
+
+    module: nn.Module
+    name: str
+    value: nn.Parameter
+
+
+def parameters_of(
+    adapter: Adapter, memory: Mapping, places: dict[str, Place], *, autocast: bool
+) -> list[Parameter]:
+    """This adapter over its mapped memory, for these layers; nothing is changed in them yet.
 
     `autocast`: what is narrower than float32 in float32; else in the type of the layer.
 
-    Errors: EINVAL: it is for other layers, or for layers of other shapes; then nothing changed.
+    Errors: EINVAL: it is for other layers, or for layers of other shapes.
     """
     if adapter.factors.keys() != places.keys():
         stray = min(adapter.factors.keys() ^ places.keys())
         raise MemError(Errno.EINVAL, f"the adapter and the model differ in {stray!r}")
     for name, factors in adapter.factors.items():
         _check(name, factors, places[name])
-    for name, factors in adapter.factors.items():
-        place = places[name]
-        for module, parameter, tensor in _pairs(place, factors):
-            module._parameters[parameter] = _over(memory, tensor, place.base, autocast)
+    return [
+        Parameter(module, parameter, _over(memory, tensor, places[name].base, autocast))
+        for name, factors in adapter.factors.items()
+        for module, parameter, tensor in _pairs(places[name], factors)
+    ]
+
+
+def put(parameters: list[Parameter]) -> None:
+    """Have the layers compute with these."""
+    for module, name, value in parameters:
+        module._parameters[name] = value
 
 
 def _pairs(place: Place, factors: Factors) -> list[tuple[nn.Module, str, Tensor]]:
@@ -129,7 +146,8 @@ def _check(name: str, factors: Factors, place: Place) -> None:
 def _over(memory: Mapping, tensor: Tensor, base: torch.Tensor, autocast: bool) -> nn.Parameter:
     dtype = _DTYPES[tensor.dtype]
     wanted = torch.promote_types(dtype, torch.float32) if autocast else base.dtype
-    numbers = torch.frombuffer(
-        memory, dtype=dtype, count=tensor.size_bytes // dtype.itemsize, offset=tensor.offset_bytes
-    )
-    return nn.Parameter(numbers.view(tensor.shape).to(base.device, wanted), requires_grad=False)
+    # By way of numpy, which keeps the memory mapped for as long as the tensor lives: torch's own
+    # way from a buffer lets it be unmapped under it.
+    plain = torch.from_numpy(memory.numpy("uint8", (tensor.size_bytes,), tensor.offset_bytes))
+    numbers = plain.view(dtype).view(tensor.shape)
+    return nn.Parameter(numbers.to(base.device, wanted), requires_grad=False)
