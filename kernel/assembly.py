@@ -12,6 +12,7 @@ import msgspec
 from libmem.abi.structs import CubeType
 from memosd.kernel.accounts import TierAccount
 from memosd.kernel.costs import Costs
+from memosd.kernel.cubes import Cubes
 from memosd.kernel.device import HOST, Device
 from memosd.kernel.fairqueue import FairQueue
 from memosd.kernel.heat import Heat
@@ -43,8 +44,9 @@ from memosd.kernel.session import Session
 from memosd.kernel.tierhealth import TierHealth, WatchedTier
 from memosd.kernel.timers import Timers
 from memosd.kernel.trace import Traces
+from memosd.kernel.transitions import Transitions
 
-__all__ = ["Gate", "Outside", "make_device", "make_parts"]
+__all__ = ["Gate", "Outside", "make_device", "make_parts", "make_transitions"]
 
 _LINGER_NS: Final = 1_000_000
 
@@ -80,6 +82,7 @@ class Outside(NamedTuple):
     gate: Gate
     workers: Workers
     device_workers: Workers
+    transition_workers: Workers
     traces: Traces
     machine: Machine | None = None
     """None: the RAM budget stays as it is configured."""
@@ -94,6 +97,19 @@ def make_device(parts: Parts, pager: Pager, outside: Outside) -> Device:
     )
     jobs = Jobs(outside.device_workers, parts.clock, parts.timers, parameters)
     return Device(parts, pager, jobs)
+
+
+def make_transitions(parts: Parts, cubes: Cubes, outside: Outside) -> Transitions:
+    """None under way; without a model it refuses everything."""
+    own = parts.parameters
+    parameters = msgspec.structs.replace(
+        own,
+        workers=own.transition_workers,
+        no_workers=own.no_transitions,
+        job_timeout_ns=own.transition_timeout_ns,
+    )
+    jobs = Jobs(outside.transition_workers, parts.clock, parts.timers, parameters)
+    return Transitions(parts, cubes, jobs)
 
 
 def _accounts(parameters: Parameters) -> tuple[TierAccount, TierAccount]:

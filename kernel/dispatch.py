@@ -167,7 +167,7 @@ class Dispatch:
         session = peer.session
         if session is None or session.is_ended or epoch != self._kernel.epoch:
             raise MemError(Errno.ESTALE, "no such session with this daemon; say hello")
-        known = session.identity
+        known = session.process
         if (known.uid, known.gid, known.pid) != (identity.uid, identity.gid, identity.pid):
             raise MemError(Errno.EPROTO, "this session belongs to another process")
         if not session.is_bound:

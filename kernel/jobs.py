@@ -16,7 +16,7 @@ from functools import partial
 from typing import Final
 
 from libmem.abi.calls import FinishJob, JobReply
-from libmem.abi.errors import Errno, MemError
+from libmem.abi.errors import Errno, MemError, known_errno
 from libmem.abi.jobs import JobClass
 from libmem.abi.state import WorkerStat
 from libmem.abi.structs import Value
@@ -164,6 +164,8 @@ class Jobs:
         self.crew.on_lost = self._lost
         self.on_worker_lost: list[Callable[[int], None]] = []
         """Called with its process id, before others get its jobs."""
+        self.on_hand_out: list[Callable[[Job], None]] = []
+        """Called when a worker gets a job."""
 
     # -- the kernel's side ---------------------------------------------------------------------
 
@@ -281,6 +283,8 @@ class Jobs:
         self._running[job.id] = job
         job.turn = self.crew.took(pid)
         job.limit = self._timers.after(self._run_max_ns, partial(self._overran, job))
+        for hear in self.on_hand_out:
+            hear(job)
         return JobReply(id=job.id, job_class=job.job_class, body=job.body)
 
     def finish(self, pid: int, outcome: FinishJob) -> None:
@@ -296,7 +300,7 @@ class Jobs:
         job.took_ns = self._clock.monotonic_ns() - job.begun_ns
         self.crew.gave_back(pid, is_good=not outcome.errno)
         if outcome.errno:
-            job.fail(MemError(_known(outcome.errno), message))
+            job.fail(MemError(known_errno(outcome.errno), message))
         else:
             job.succeed(outcome.body)
 
@@ -341,10 +345,3 @@ class Jobs:
         for job in (*waiting, *self._running.values()):
             job.fail(MemError(Errno.ESHUTDOWN, "the daemon is shutting down"))
         return self.crew.close()
-
-
-def _known(number: int) -> Errno:
-    try:
-        return Errno(number)
-    except ValueError:
-        return Errno.EIO

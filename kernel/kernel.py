@@ -14,7 +14,7 @@ from libmem.abi.calls import InfoReply
 from libmem.abi.errors import MemError
 from libmem.abi.state import TierStat
 from memosd.kernel.access import Identity
-from memosd.kernel.assembly import Gate, Outside, make_device, make_parts
+from memosd.kernel.assembly import Gate, Outside, make_device, make_parts, make_transitions
 from memosd.kernel.boot import clear_leftovers, open_format
 from memosd.kernel.cubes import Cubes
 from memosd.kernel.diskspace import DiskSpace
@@ -89,6 +89,7 @@ class Kernel:
         self.events = Events(parts)
         self.jobs = Jobs(outside.workers, parts.clock, parts.timers, parameters)
         self.device = make_device(parts, self.pager, outside)
+        self.transitions = make_transitions(parts, self.cubes, outside)
         self.indexer = Indexer(parts, self.pager, outside.recall_index, outside.index_io)
         self.embedding = Embedding(self.indexer, self.jobs, parts.timers)
         self.recall = Recall(parts, self.cubes, self.indexer, self.embedding)
@@ -178,9 +179,14 @@ class Kernel:
         """The same process, with what this daemon grants to it."""
         return identity._replace(is_admin=identity.uid in self.parts.parameters.admin_uids)
 
-    def open_session(self, who: Identity, program: str) -> Session:
-        """Errors: EMFILE. Ends by itself when its token is not shown in time."""
-        session = self.sessions.open(who, program, self.parts.clock.wall_ns())
+    def open_session(self, process: Identity, program: str, transition: int = 0) -> Session:
+        """Errors: EMFILE; EPERM (no worker that has this transition in hand). Ends by itself when
+        its token is not shown in time."""
+        transitions = self.transitions
+        acts_for = transitions.acts_for(process.pid, transition) if transition else None
+        session = self.sessions.open(process, program, self.parts.clock.wall_ns(), acts_for)
+        if transition:
+            transitions.on_over(transition, lambda: self.sessions.end(session))
 
         def expire() -> None:
             if not session.is_bound:
@@ -193,7 +199,8 @@ class Kernel:
         """The fd road showed a token: bind its session. None when there is no such session."""
         session = self.sessions.find_unbound(token, identity)
         if session is not None:
-            session.identity = session.identity._replace(groups=identity.groups)
+            if session.identity is session.process:
+                session.identity = session.process._replace(groups=identity.groups)
             session.is_bound = True
         return session
 
@@ -213,9 +220,10 @@ class Kernel:
 
     def jobs_of(self, pid: int) -> Jobs | None:
         """The jobs that this worker process is for; None for any other process."""
-        return next(
-            (jobs for jobs in (self.jobs, self.device.jobs) if jobs.crew.is_member(pid)), None
-        )
+        return next((jobs for jobs in self._all_jobs() if jobs.crew.is_member(pid)), None)
+
+    def _all_jobs(self) -> tuple[Jobs, ...]:
+        return self.jobs, self.device.jobs, self.transitions.jobs
 
     # -- the end -------------------------------------------------------------------------------
 
@@ -227,7 +235,7 @@ class Kernel:
         self.is_stopping = True
         self.events.close()
         self.prefetch.close()
-        workers_gone = self.jobs.close(), self.device.jobs.close()
+        workers_gone = [jobs.close() for jobs in self._all_jobs()]
         await self.dispatch.idle()
         await self.trace.stop()
         try:
@@ -272,7 +280,7 @@ class Kernel:
             indexer=self.indexer.index.name,
             notices=tuple(self._notices()),
             recall=self.embedding.stat(),
-            workers=(*self.jobs.stats(), *self.device.jobs.stats()),
+            workers=tuple(stat for jobs in self._all_jobs() for stat in jobs.stats()),
             machine=self.governor.stat(),
             reclaim=self.incumbent.stat(),
         )

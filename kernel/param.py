@@ -70,6 +70,11 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
     """Somebody wants it so: no search has to tell of it."""
     job_timeout_ns: int = 60_000_000_000
 
+    transition_workers: int = 0
+    """Processes that make memories of others."""
+    no_transitions: str = "no model for transitions is configured"
+    transition_timeout_ns: int = 7_200_000_000_000
+
     device: str = ""
     """Name of the accelerator whose memory is a tier; `cpu`: the host stands in for one."""
     no_device: str = "no device is configured"

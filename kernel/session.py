@@ -29,7 +29,11 @@ class Handle:
 
 
 class Session:
-    """One client. `identity` is the operating system's word."""
+    """One client.
+
+    `identity`: who it acts for, `process`: which process it is; the same, but for a worker that
+    does what a user asked for. Both are the operating system's word.
+    """
 
     __slots__ = (
         "handles",
@@ -40,15 +44,24 @@ class Session:
         "is_ended",
         "number",
         "on_end",
+        "process",
         "program",
         "since_ns",
         "token",
         "watches",
     )
 
-    def __init__(self, number: int, identity: Identity, program: str, since_ns: int) -> None:
+    def __init__(
+        self,
+        number: int,
+        process: Identity,
+        program: str,
+        since_ns: int,
+        acts_for: Identity | None = None,
+    ) -> None:
         self.number = number
-        self.identity = identity
+        self.process = process
+        self.identity = acts_for or process
         self.program = program
         self.since_ns = since_ns
         self.token = secrets.token_bytes(16)
@@ -93,15 +106,17 @@ class Sessions:
         """By number."""
         return iter(list(self._by_number.values()))
 
-    def open(self, identity: Identity, program: str, now_ns: int) -> Session:
-        """Errors: EMFILE when the daemon, or this user, has too many."""
+    def open(
+        self, process: Identity, program: str, now_ns: int, acts_for: Identity | None = None
+    ) -> Session:
+        """Errors: EMFILE when the daemon, or this process's user, has too many."""
         limits = self._limits
         if len(self._by_number) >= limits.sessions:
             raise MemError(Errno.EMFILE, f"the daemon serves {limits.sessions} sessions already")
-        same = sum(s.identity.uid == identity.uid for s in self._by_number.values())
+        same = sum(s.process.uid == process.uid for s in self._by_number.values())
         if same >= limits.sessions_per_uid:
-            raise MemError(Errno.EMFILE, f"uid {identity.uid} has {same} sessions already")
-        session = Session(next(self._numbers), identity, program, now_ns)
+            raise MemError(Errno.EMFILE, f"uid {process.uid} has {same} sessions already")
+        session = Session(next(self._numbers), process, program, now_ns, acts_for)
         self._by_number[session.number] = session
         return session
 
@@ -110,7 +125,7 @@ class Sessions:
         for session in self._by_number.values():
             if session.is_bound or not secrets.compare_digest(session.token, token):
                 continue
-            shown = (session.identity.uid, session.identity.pid)
+            shown = (session.process.uid, session.process.pid)
             return session if shown == (identity.uid, identity.pid) else None
         return None
 

@@ -127,7 +127,9 @@ class AsyncClient(Operations, Awaiting):
     ) -> AsyncIterator[Event]:
         """As `Client.watch`, but from now on means from the first step of the iteration."""
         connection = self._connection
-        own = await connect(connection.runtime_dir, timeout_s=self._timeout_s, name=connection.name)
+        own = await connect(
+            connection.runtime_dir, timeout_s=self._timeout_s, name=connection.greeting.client
+        )
         async with own:
             async for event in own._iterate(watch_pages(under, since_seq, timeout_s)):
                 yield event
@@ -196,7 +198,7 @@ class AsyncClient(Operations, Awaiting):
         connection = self._connection
         loop = asyncio.get_running_loop()
         link = await loop.run_in_executor(
-            None, open_link, connection.runtime_dir, connection.name, deadline
+            None, open_link, connection.runtime_dir, connection.greeting, deadline
         )
         self._pumps[link] = _Pump(link, loop)
         link.on_close = functools.partial(self._stop_pump, link)

@@ -143,7 +143,7 @@ class Client(Operations, Blocking):
         Connects with its first call.
         Units:  timeout_s, the patience of its calls; None: as here.
         """
-        connection = new_connection(self._connection.runtime_dir, self._connection.name)
+        connection = new_connection(self._connection.runtime_dir, self._connection.greeting.client)
         return Client(connection, self._timeout_s if timeout_s is None else timeout_s)
 
     def give_back(self, link: Link, undo: Call[Any]) -> None:
@@ -226,7 +226,7 @@ class Client(Operations, Blocking):
             return drive(self._connection.binding(self, effect.deadline), self._answer)
         if isinstance(effect, Open):
             connection = self._connection
-            return open_link(connection.runtime_dir, connection.name, effect.deadline)
+            return open_link(connection.runtime_dir, connection.greeting, effect.deadline)
         time.sleep(effect.seconds)
         return None
 

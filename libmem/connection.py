@@ -22,11 +22,13 @@ from libmem.abi.calls import (
     AdviseCube,
     Batch,
     Call,
+    Hello,
     HelloReply,
     MapJobReply,
     MapReply,
     PinCube,
     Shutdown,
+    WaitTransition,
     Watch,
 )
 from libmem.abi.errors import Errno, MemError
@@ -54,9 +56,9 @@ _ABOUT_HANDLES: Final = {row.number for row in SYSCALLS if row.access is Access.
 class Connection:
     """The client's end, whichever boot of the daemon is at the other."""
 
-    def __init__(self, runtime_dir: Path, name: str) -> None:
+    def __init__(self, runtime_dir: Path, greeting: Hello) -> None:
         self.runtime_dir = runtime_dir
-        self.name = name
+        self.greeting = greeting
         self.link: Link | None = None
         self.hello: HelloReply | None = None
         """The present session's terms, or the last one's; None before the first."""
@@ -215,11 +217,16 @@ class Connection:
             self.pins.discard(pin)  # unlinked, or no room: the pin shows it by `is_held`
 
 
-def new_connection(runtime_dir: str | Path | None, name: str | None) -> Connection:
-    """A connection that was not opened yet; the defaults are found, and kept over a chdir()."""
+def new_connection(
+    runtime_dir: str | Path | None, name: str | None, transition: int = 0
+) -> Connection:
+    """A connection that was not opened yet; the defaults are found, and kept over a chdir().
+
+    `transition`: of a worker, see `Hello`.
+    """
     directory = find_runtime_dir() if runtime_dir is None else Path(runtime_dir)
     program = Path(sys.argv[0] if sys.argv and sys.argv[0] else sys.executable).name
-    return Connection(directory.absolute(), name or program)
+    return Connection(directory.absolute(), Hello(name or program, transition))
 
 
 def checked_timeout(timeout_s: float) -> float:
@@ -232,7 +239,7 @@ def checked_timeout(timeout_s: float) -> float:
 def deadline_of(step: Step, patience_s: float) -> float:
     """When to stop waiting, on time.monotonic(). A long poll's own wait comes on top."""
     wait_s = 0.0
-    if type(step) is Watch:
+    if isinstance(step, Watch | WaitTransition):
         wait_s = step.timeout_ms / 1000
     elif type(step) is AdviseCube and step.wait:
         wait_s = (step.deadline_ns or HINT_PATIENCE_NS) / 1e9

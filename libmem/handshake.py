@@ -31,7 +31,7 @@ _TIMEVAL: Final = struct.Struct("@ll")
 _UCRED: Final = struct.Struct("@iII")
 
 
-def open_link(runtime_dir: Path, name: str, deadline: float) -> Link:
+def open_link(runtime_dir: Path, hello: Hello, deadline: float) -> Link:
     """One attempt to open a session at the daemon of `runtime_dir`.
 
     Units:  deadline is on time.monotonic().
@@ -46,7 +46,7 @@ def open_link(runtime_dir: Path, name: str, deadline: float) -> Link:
         road.close()
         raise
     try:
-        _greet(link, name, deadline)
+        _greet(link, hello, deadline)
     except MemError as error:
         link.close()
         if error.errno is Errno.ECONNRESET:
@@ -58,8 +58,8 @@ def open_link(runtime_dir: Path, name: str, deadline: float) -> Link:
     return link
 
 
-def _greet(link: Link, name: str, deadline: float) -> None:
-    reply = link.round_trip(Hello(client=name), deadline)
+def _greet(link: Link, hello: Hello, deadline: float) -> None:
+    reply = link.round_trip(hello, deadline)
     link.hello = decode_result(BY_REQUEST[Hello], reply.errno, reply.body)
     link.ledger.epoch = reply.epoch
     try:

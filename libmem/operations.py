@@ -34,13 +34,14 @@ from libmem.methods import one_call, pages, steps
 from libmem.options import CubeOptions, HeaderGroups, SearchOptions
 from libmem.parts import Parts
 from libmem.steps import Acquire, Items, Pages, Steps, paged
+from libmem.transitions import Transitions
 
 __all__ = ["Operations", "watch_pages"]
 
 _PAGE_CUBES: Final = 500
 
 
-class Operations(Administration):
+class Operations(Administration, Transitions):
     """The operations. Names are absolute (`/namespace/path`, `@v3` for an old version)."""
 
     _connection: Connection

@@ -97,7 +97,8 @@ def boot(config: Config) -> Daemon:
     disk = disk_tier(config.store.data_dir)
     server = Server(runtime_dir, config.listen.mode_bits, wakeup, share)
     supervisors = tuple(
-        Supervisor(server, command(config)) for command in (_worker_command, _device_command)
+        Supervisor(server, command(config))
+        for command in (_worker_command, _device_command, _transition_command)
     )
     machine = SystemMachine(server)
     outside = Outside(
@@ -114,6 +115,7 @@ def boot(config: Config) -> Daemon:
         gate=server,
         workers=supervisors[0],
         device_workers=supervisors[1],
+        transition_workers=supervisors[2],
         traces=TraceFolder(config.store.data_dir / "traces"),
         machine=machine,
     )
@@ -161,6 +163,22 @@ def _device_command(config: Config) -> list[str]:
     """How the worker that owns the device's memory is started."""
     options = {"runtime-dir": config.listen.runtime_dir, "device": config.device.name}
     return _command("memosd.worker.device", options)
+
+
+def _transition_command(config: Config) -> list[str]:
+    """How the worker that makes memories of others is started."""
+    settings = config.transitions
+    return _command(
+        "memosd.worker.transitions",
+        {
+            "runtime-dir": config.listen.runtime_dir,
+            "model": settings.model,
+            "dtype": settings.dtype,
+            "threads": settings.thread_count,
+            "nice": settings.nice,
+            "memory-bytes": settings.memory_bytes,
+        },
+    )
 
 
 def _command(module: str, options: dict[str, object]) -> list[str]:
@@ -227,6 +245,8 @@ def _parameters(config: Config, share: Descriptors) -> Parameters:
         no_workers=_why_no_workers(config),
         is_words_only=config.models.embedder == "none",
         job_timeout_ns=int(config.workers.job_timeout_s * _NS),
+        transition_workers=int(config.transitions.model != "none"),
+        transition_timeout_ns=int(config.transitions.timeout_s * _NS),
         log_retain_events=config.store.log_retain_events,
         heat_flush_ns=int(behaviour.heat_flush_s * _NS),
         expiry_sweep_ns=int(behaviour.expiry_sweep_s * _NS),

@@ -34,6 +34,7 @@ __all__ = [
     "Namespaces",
     "Ram",
     "Store",
+    "Transitions",
     "Workers",
     "check",
     "defaults_for_user",
@@ -160,6 +161,22 @@ class Workers(_Section, frozen=True, kw_only=True):
         return self.threads or max(1, len(os.sched_getaffinity(0)) // 2 // self.count)
 
 
+class Transitions(_Section, frozen=True, kw_only=True):
+    """The process that makes memories of others, and its model."""
+
+    model: Annotated[str, Meta(min_length=1)] = "none"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    threads: Annotated[int, Meta(ge=0, le=1024)] = 0
+    memory_bytes: Quota = 0
+    timeout_s: Annotated[float, Meta(ge=1, le=604_800)] = 7200.0
+    nice: Annotated[int, Meta(ge=0, le=19)] = 10
+
+    @property
+    def thread_count(self) -> int:
+        """Half of the processors that this process may use; at least one."""
+        return self.threads or max(1, len(os.sched_getaffinity(0)) // 2)
+
+
 class Limits(_Section, frozen=True, kw_only=True):
     """What one client, one user and all together may hold."""
 
@@ -216,6 +233,7 @@ class Config(_Section, frozen=True, kw_only=True):
     kv: Kv = Kv()
     models: Models = Models()
     workers: Workers = Workers()
+    transitions: Transitions = Transitions()
     limits: Limits = Limits()
     namespaces: Namespaces = Namespaces()
     behaviour: Behaviour = Behaviour()

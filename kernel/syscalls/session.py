@@ -39,7 +39,8 @@ def sys_hello(context: Context, request: c.Hello) -> c.HelloReply:
     if peer.session is not None:
         kernel.sessions.end(peer.session)  # the same connection starts over
     who = kernel.identify(context.who)
-    session = kernel.open_session(who, request.client[:_PROGRAM_MAX])
+    session = kernel.open_session(who, request.client[:_PROGRAM_MAX], request.transition)
+    who = session.identity
     peer.session = session
     parameters = kernel.parts.parameters
     return c.HelloReply(

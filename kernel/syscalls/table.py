@@ -14,13 +14,17 @@ from memosd.kernel.syscalls import (
     query,
     session,
     space,
+    transition,
     work,
 )
 
 __all__ = ["HANDLERS"]
 
+_MODULES: Final = (
+    cost, cube, explain, hint, lineage, observe, place, query, session, space, transition, work,
+)  # fmt: skip
 HANDLERS: Final[dict[str, Handler]] = {
     name.removeprefix("sys_"): getattr(module, name)
-    for module in (cost, cube, explain, hint, lineage, observe, place, query, session, space, work)
+    for module in _MODULES
     for name in module.__all__
 }

@@ -7,7 +7,7 @@ raised again, identical, in the client. Whether a code is worth a retry is a pro
 from enum import IntEnum
 from typing import Any
 
-__all__ = ["Errno", "MemError", "is_retryable"]
+__all__ = ["Errno", "MemError", "is_retryable", "known_errno"]
 
 
 class Errno(IntEnum):
@@ -95,6 +95,14 @@ _RETRYABLE = frozenset({Errno.EAGAIN, Errno.ENOMEM, Errno.EBUSY, Errno.ESTALE, E
 def is_retryable(errno: Errno) -> bool:
     """True when the same call may succeed later with no change by the caller."""
     return errno in _RETRYABLE
+
+
+def known_errno(number: int) -> Errno:
+    """The error of this number; EIO where it is none of ours."""
+    try:
+        return Errno(number)
+    except ValueError:
+        return Errno.EIO
 
 
 class MemError(Exception):

@@ -7,6 +7,7 @@ the other. A body is one of these structs in msgpack, inside `JobReply.body` and
 from enum import StrEnum
 
 from libmem.abi.structs import Value
+from libmem.abi.transitions import Recipe
 
 __all__ = [
     "DropRequest",
@@ -15,6 +16,8 @@ __all__ = [
     "JobClass",
     "LoadRequest",
     "LoadResult",
+    "TransmuteRequest",
+    "TransmuteResult",
 ]
 
 
@@ -30,6 +33,8 @@ class JobClass(StrEnum):
     LOAD = "load"
     """A payload's copy on the device, from and to the memory of `map_job`. LoadRequest ->
     LoadResult."""
+    TRANSMUTE = "transmute"
+    """A memory's change of type. TransmuteRequest -> TransmuteResult."""
 
 
 class EmbedRequest(Value, frozen=True):
@@ -72,3 +77,21 @@ class DropRequest(Value, frozen=True):
     """Keys to forget; unknown ones are no error."""
 
     keys: tuple[bytes, ...]
+
+
+class TransmuteRequest(Value, frozen=True):
+    """Make one cube of others, as the user who asked: with a session that `hello` opens for this
+    transition."""
+
+    number: int
+    """The transition's."""
+    name: str
+    sources: tuple[str, ...]
+    """With their versions."""
+    recipe: Recipe
+
+
+class TransmuteResult(Value, frozen=True):
+    """What was committed."""
+
+    version: int

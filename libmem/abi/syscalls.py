@@ -16,6 +16,7 @@ from libmem.abi import calls as c
 from libmem.abi.control import GroupStat
 from libmem.abi.errors import Errno as E  # noqa: N817
 from libmem.abi.structs import NamespaceStat, Stat, Value
+from libmem.abi.transitions import TransitionStat
 
 __all__ = ["BY_NAME", "BY_NUMBER", "BY_REQUEST", "COMMON_ERRORS", "SYSCALLS", "Access", "Syscall"]
 
@@ -317,6 +318,35 @@ SYSCALLS: Final[tuple[Syscall, ...]] = (
     Syscall(
         46, "lineage", c.Lineage, c.LineageReply, Access.READ, (*_NAME, E.ECORRUPT),
         "What a cube was derived from, and what was derived from it, as a graph.",
+    ),
+    Syscall(
+        47, "transmute", c.Transmute, TransitionStat, Access.READ,
+        (*_NAME, E.EOUTDATED, E.ECORRUPT, E.EOPNOTSUPP, E.EAGAIN),
+        "Have a worker make a cube of others: a KV cache of texts, a text of a KV cache. Answers at"
+        " once; `wait_transition` tells the end.",
+        is_mutation=True,
+    ),
+    Syscall(
+        48, "wait_transition", c.WaitTransition, TransitionStat, Access.SESSION,
+        (E.EINVAL, E.ENOENT, E.EPERM),
+        "How far a transition of the caller's user is; waits for a change where that is asked for.",
+        blocks=True,
+    ),
+    Syscall(
+        49, "list_transitions", c.ListTransitions, c.ListTransitionsReply, Access.SESSION,
+        (E.EINVAL,),
+        "The transitions of the caller's user, for the administrator of all; the latest of those"
+        " that are over.",
+    ),
+    Syscall(
+        50, "cancel_transition", c.CancelTransition, c.Done, Access.SESSION,
+        (E.ENOENT, E.EPERM),
+        "Have a transition come to nothing; one that is over stays as it is.",
+        is_mutation=True,
+    ),
+    Syscall(
+        51, "report_job", c.ReportJob, c.ReportJobReply, Access.WORKER, (E.EPERM, E.EBADF),
+        "Tell how far a transition is, and hear whether it is wanted still.",
     ),
 )  # fmt: skip
 

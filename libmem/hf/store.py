@@ -28,6 +28,7 @@ from libmem.abi.kv import (
     pack_tokens,
     planes_of,
 )
+from libmem.abi.lineage import DERIVATION_ATTRIBUTE, Derivation
 from libmem.abi.structs import CubeType, Durability, Governance
 from libmem.fill import Fill
 from libmem.hf.cache import CopiedCache, KvClient, MappedCache, refuse_unknown
@@ -55,6 +56,10 @@ class SaveOptions(TypedDict, total=False):
     expected_version: int | None
     governance: Governance | None
     """Mode and expiry, for instance; the user's alone and for ever, where none is given."""
+    parents: tuple[str, ...]
+    """What it was made of, beside a cube that it stands on."""
+    derivation: Derivation | None
+    """How: then the cube falls with its parents (docs/lineage.md)."""
     stored: KvStored | None
     """How it may lie on disk, `KvStored("int8")` for instance; the daemon's default where none is
     given."""
@@ -164,8 +169,8 @@ def save_rows(
         name,
         layout_of(rows.header).size_bytes,
         type=CubeType.ACTIVATION,
-        attributes={KV_ATTRIBUTE: msgspec.to_builtins(rows.header)},
-        parents=rows.parents,
+        attributes=_attributes(rows.header, options.get("derivation")),
+        parents=rows.parents + options.get("parents", ()),
         durability=options.get("durability", Durability.CACHE),
         expected_version=options.get("expected_version"),
         governance=options.get("governance"),
@@ -173,6 +178,13 @@ def save_rows(
     with fill:
         _write(fill, rows)
         return fill.seal()
+
+
+def _attributes(header: KvHeader, derivation: Derivation | None) -> dict[str, Any]:
+    attributes = {KV_ATTRIBUTE: msgspec.to_builtins(header)}
+    if derivation is not None:
+        attributes[DERIVATION_ATTRIBUTE] = msgspec.to_builtins(derivation)
+    return attributes
 
 
 def _write(fill: Fill, rows: Rows) -> None:

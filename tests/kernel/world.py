@@ -260,6 +260,7 @@ class World:
     def _boot(self) -> None:
         self.gate, self.traces = FakeGate(), FakeTraces()
         self.workers, self.device_workers = FakeWorkers(), FakeWorkers(first=7000)
+        self.transition_workers = FakeWorkers(first=8000)
         self.io, self.index_io = FakeIo(), FakeIo()
         self.ram = CountedRam()
         outside = Outside(
@@ -276,6 +277,7 @@ class World:
             gate=self.gate,
             workers=self.workers,
             device_workers=self.device_workers,
+            transition_workers=self.transition_workers,
             traces=self.traces,
             machine=self.machine,
         )

@@ -94,6 +94,15 @@ from libmem.abi.calls.space import (
     StatLimitsReply,
     StatNamespace,
 )
+from libmem.abi.calls.transition import (
+    CancelTransition,
+    ListTransitions,
+    ListTransitionsReply,
+    ReportJob,
+    ReportJobReply,
+    Transmute,
+    WaitTransition,
+)
 from libmem.abi.calls.work import FinishJob, JobReply, MapJob, MapJobReply, TakeJob
 
 __all__ = [
@@ -184,4 +193,11 @@ __all__ = [
     "WatchReply",
     "WriteCube",
     "WriteReply",
+    "CancelTransition",
+    "ListTransitions",
+    "ListTransitionsReply",
+    "ReportJob",
+    "ReportJobReply",
+    "Transmute",
+    "WaitTransition",
 ]

@@ -43,6 +43,9 @@ class HelloReply(Value, frozen=True):
 class Hello(Call[HelloReply], frozen=True):
     client: str
     """Program name, cut after 64 characters; `list_sessions` shows it. It grants nothing."""
+    transition: int = 0
+    """For the worker that has this transition in hand: the session acts for the user who asked for
+    it, until the transition is over."""
 
 
 class InfoReply(Value, frozen=True):
