@@ -84,7 +84,7 @@ _FAULT = (*_NAME, E.EOUTDATED, E.ENOMEM, E.EDQUOT, E.ECORRUPT, E.EMFILE, E.EOPNO
 SYSCALLS: Final[tuple[Syscall, ...]] = (
     Syscall(
         0, "hello", c.Hello, c.HelloReply, Access.NONE,
-        (E.EPROTONOSUPPORT, E.EMFILE),
+        (E.EPROTONOSUPPORT, E.EMFILE, E.EPERM),
         "Open a session; bound when its token arrives on the fd socket from the same process.",
     ),
     Syscall(

@@ -75,7 +75,7 @@ def _token_ids(models: Models, text: str, *, is_chat: bool) -> list[int]:
 def recite(task: Task, models: Models, _recipe: ReciteRecipe) -> Generator[None, None, int]:
     """The version that was made. Errors: EMODEL (the cache is of another model)."""
     yield
-    source = task.only_source()
+    source = task.only_source(CubeType.ACTIVATION)
     prefix = Prefix(task.client.map_parts(source))
     models.of_fingerprint(prefix.header.model, prefix.header.dtype)
     ids = prefix.token_ids()

@@ -41,16 +41,20 @@ class Task:
         return [self._text(name) for name in self.request.sources]
 
     def _text(self, name: str) -> str:
-        stat = self.client.stat(name)
-        if stat.type is not CubeType.PLAINTEXT:
-            raise MemError(Errno.EOPNOTSUPP, f"{name} is of type {stat.type}, not a text")
+        self._require(name, CubeType.PLAINTEXT)
         return self.client.read(name).decode()
 
-    def only_source(self) -> str:
-        """Errors: EINVAL: there are several."""
+    def only_source(self, cube_type: CubeType) -> str:
+        """Errors: EINVAL (there are several), EOPNOTSUPP (of another type)."""
         if len(self.request.sources) != 1:
             raise MemError(Errno.EINVAL, "this recipe takes one source")
+        self._require(self.request.sources[0], cube_type)
         return self.request.sources[0]
+
+    def _require(self, name: str, cube_type: CubeType) -> None:
+        found = self.client.stat(name).type
+        if found is not cube_type:
+            raise MemError(Errno.EOPNOTSUPP, f"{name} is of type {found}, not {cube_type}")
 
     def report(
         self, done: int, total: int, note: str = "", quality: dict[str, float] | None = None

@@ -1,0 +1,240 @@
+"""Memories that change type in a real daemon, by a real worker with a small model."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import libmem
+from libmem.abi.errors import Errno, MemError
+from libmem.abi.structs import CubeType, Durability
+from libmem.abi.transitions import PrefillRecipe, ReciteRecipe, TransitionState
+from tests.e2e.actor import Actor, require_other_users
+from tests.e2e.daemon import Daemon, running
+from tests.e2e.modelprocess import require_transformers
+from tests.e2e.tinymodel import make_folder
+
+CONFIG = '[transitions]\nmodel = "{}"\nthreads = 1\n'
+TEXT = "The kettle is on the left shelf. " * 30
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    require_transformers()
+    return make_folder(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def daemon(folder: Path) -> Iterator[Daemon]:
+    daemon = Daemon()
+    daemon.config = CONFIG.format(folder)
+    with running(daemon):
+        with daemon.connect() as client:
+            client.make_namespace("/t")
+        yield daemon
+
+
+@pytest.fixture
+def client(daemon: Daemon) -> Iterator[libmem.Client]:
+    with daemon.connect() as client:
+        client.write("/t/text", TEXT)
+        yield client
+        for stat in client.list("/t"):
+            client.unlink(stat.name)
+
+
+def model_of(folder: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder)
+
+
+def test_a_prefilled_text_is_what_the_model_would_compute(
+    client: libmem.Client, folder: Path
+) -> None:
+    import torch
+    from transformers import AutoTokenizer
+
+    import libmem.hf
+
+    client.write("/t/more", "And the cat is out.")
+    stat = client.transmute("/t/kv", ["/t/text", "/t/more"], PrefillRecipe(separator="\n"))
+    assert (stat.state, stat.version) == (TransitionState.DONE, 1)
+    ids = AutoTokenizer.from_pretrained(folder)(TEXT + "\nAnd the cat is out.")["input_ids"]
+    assert stat.quality["tokens"] == len(ids)
+    model = model_of(folder)
+    cache = libmem.hf.map_cache(client, "/t/kv", model, token_ids=[*ids, 5])
+    with torch.inference_mode():
+        plain = model(torch.tensor([ids])).past_key_values
+    for mapped, own in zip(cache.layers, plain.layers, strict=True):
+        torch.testing.assert_close(mapped.keys, own.keys)
+        torch.testing.assert_close(mapped.values, own.values)
+    made = client.stat("/t/kv")
+    assert made.parents == ("/t/text@v1", "/t/more@v1")
+    assert made.attributes["derivation"] == {
+        "recipe": "prefill", "settings": {"separator": "\n"},
+    }  # fmt: skip
+    assert made.durability is Durability.CACHE
+
+
+def test_it_falls_with_its_text(client: libmem.Client) -> None:
+    client.transmute("/t/kv", ["/t/text"], PrefillRecipe(durability=Durability.DURABLE))
+    client.transmute("/t/back", ["/t/kv"], ReciteRecipe())
+    reply = client.write("/t/text", "Something else.")
+    assert reply.receipt is not None
+    assert {each.name for each in reply.receipt.fallen} == {"/t/kv", "/t/back"}
+    for name in ("/t/kv", "/t/back"):
+        with pytest.raises(MemError) as refused:
+            client.read(name)
+        assert refused.value.errno is Errno.EOUTDATED
+
+
+@pytest.mark.parametrize("is_chat", [False, True])
+def test_a_cache_recites_its_text(client: libmem.Client, is_chat: bool) -> None:
+    client.transmute("/t/kv", ["/t/text"], PrefillRecipe(is_chat=is_chat))
+    stat = client.transmute("/t/back", ["/t/kv"], ReciteRecipe())
+    wanted = f"[system] {TEXT}\n" if is_chat else TEXT
+    assert client.read("/t/back").decode() == wanted
+    assert client.stat("/t/back").type is CubeType.PLAINTEXT
+    assert stat.quality["is_exact"] == 1
+
+
+def test_a_cache_has_the_precision_asked_for(client: libmem.Client, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    import libmem.hf
+    from libmem.abi.kv import KvDtype
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="bfloat16")
+    digest = libmem.hf.fingerprint(model)
+    client.transmute("/t/kv", ["/t/text"], PrefillRecipe(dtype=KvDtype.BFLOAT16, model=digest))
+    assert libmem.hf.map_cache(client, "/t/kv", model).get_seq_length() == len(TEXT)
+    client.transmute("/t/back", ["/t/kv"], ReciteRecipe())
+    assert client.read("/t/back").decode() == TEXT
+
+
+REFUSED: list[tuple[str, str, Any, Errno]] = [
+    ("/t/other", "text", PrefillRecipe(model="0" * 64), Errno.EMODEL),
+    ("/t/other", "", PrefillRecipe(), Errno.EINVAL),
+    ("/t/other", "x" * 5000, PrefillRecipe(), Errno.EINVAL),
+    ("/t/other", "text", ReciteRecipe(), Errno.EOPNOTSUPP),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "recipe", "errno"), REFUSED, ids=str)
+def test_what_cannot_be_made_is_refused(
+    client: libmem.Client, name: str, text: str, recipe: Any, errno: Errno
+) -> None:
+    client.write("/t/source", text)
+    with pytest.raises(MemError) as refused:
+        client.transmute(name, ["/t/source"], recipe)
+    assert refused.value.errno is errno
+    with pytest.raises(MemError):
+        client.stat(name)
+
+
+def test_a_cache_of_another_model_is_not_recited(client: libmem.Client) -> None:
+    import libmem.hf
+    from tests.libmem.hf.models import full_cache, make_model, prompt
+
+    other, ids = make_model("llama", seed=1), prompt(20)
+    libmem.hf.save_cache(client, "/t/other", other, full_cache(other, ids), ids)
+    with pytest.raises(MemError) as refused:
+        client.transmute("/t/back", ["/t/other"], ReciteRecipe())
+    assert refused.value.errno is Errno.EMODEL
+
+
+def test_a_source_changed_meanwhile_refuses_the_result(client: libmem.Client) -> None:
+    worker = started(client)
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        number = client.transmute("/t/kv", ["/t/text"], PrefillRecipe(), wait=False).number
+        client.write("/t/text", "Something else.")
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    with pytest.raises(MemError) as refused:
+        client.wait_transition(number)
+    assert refused.value.errno is Errno.EOUTDATED
+    with pytest.raises(MemError) as gone:
+        client.stat("/t/kv")
+    assert gone.value.errno is Errno.ENOENT
+
+
+def test_a_killed_worker_is_replaced_and_the_work_done(client: libmem.Client) -> None:
+    worker = started(client)
+    number = in_hand(client, worker)
+    os.kill(worker, signal.SIGKILL)
+    assert client.wait_transition(number).state is TransitionState.DONE
+    assert started(client) != worker
+
+
+def test_a_cancelled_one_leaves_nothing(client: libmem.Client) -> None:
+    worker = started(client)
+    os.kill(worker, signal.SIGSTOP)
+    number = client.transmute("/t/kv", ["/t/text"], PrefillRecipe(), wait=False).number
+    client.cancel_transition(number)
+    os.kill(worker, signal.SIGCONT)
+    with pytest.raises(MemError) as canceled:
+        client.wait_transition(number)
+    assert canceled.value.errno is Errno.ECANCELED
+    client.transmute("/t/after", ["/t/text"], PrefillRecipe())
+    with pytest.raises(MemError):
+        client.stat("/t/kv")
+
+
+def in_hand(client: libmem.Client, worker: int) -> int:
+    """A transition that the worker has got, and is stopped before it did anything about it."""
+    while True:
+        os.kill(worker, signal.SIGSTOP)
+        number = client.transmute("/t/kv", ["/t/text"], PrefillRecipe(), wait=False).number
+        if {stat.number: stat for stat in client.transitions()}[number].began_ns:
+            return number
+        os.kill(worker, signal.SIGCONT)  # it had not asked for work again yet
+        client.wait_transition(number)
+
+
+def started(client: libmem.Client) -> int:
+    """The worker's process id, once it has done something."""
+    client.transmute("/t/first", ["/t/text"], PrefillRecipe())
+    (worker,) = client.info().workers
+    return worker.pid
+
+
+STRANGER = """
+from libmem.abi.transitions import PrefillRecipe
+client.make_namespace("/mine")
+client.write("/mine/text", "mine")
+say(errno_of(client.transmute, "/mine/kv", ["/t/text"], PrefillRecipe()))
+say(errno_of(client.transmute, "/t/kv", ["/mine/text"], PrefillRecipe()))
+say(errno_of(client.transmute, "/mine/kv", ["/mine/text"], PrefillRecipe()))
+say(client.stat("/mine/kv").governance.owner_uid)
+say(len(list(client.transitions())))
+"""
+
+
+def test_it_reads_and_writes_as_who_asked(folder: Path) -> None:
+    require_other_users()
+    daemon = Daemon()
+    daemon.config = '[listen]\nmode = "0666"\n' + CONFIG.format(folder)
+    daemon.folder.chmod(0o755)
+    with running(daemon), daemon.connect() as client:
+        client.make_namespace("/t")
+        client.write("/t/text", TEXT)
+        client.transmute("/t/own", ["/t/text"], PrefillRecipe())
+        with Actor(daemon, STRANGER, 12345, (12345,)) as stranger:
+            words = [stranger.hear() for _ in range(5)]
+            assert words == ["EACCES", "EACCES", "OK", "12345", "1"]
+            stranger.end()
+
+
+def test_without_a_model_the_daemon_says_so() -> None:
+    daemon = Daemon()
+    with running(daemon), daemon.connect() as client:
+        client.make_namespace("/t")
+        client.write("/t/text", TEXT)
+        with pytest.raises(MemError) as refused:
+            client.transmute("/t/kv", ["/t/text"], PrefillRecipe())
+        assert refused.value.errno is Errno.EOPNOTSUPP
