@@ -172,6 +172,7 @@ def _transition_command(config: Config) -> list[str]:
         "memosd.worker.transitions",
         {
             "runtime-dir": config.listen.runtime_dir,
+            "scratch-dir": config.store.data_dir / "scratch",
             "model": settings.model,
             "dtype": settings.dtype,
             "threads": settings.thread_count,

@@ -46,6 +46,7 @@ class Errno(IntEnum):
     ECORRUPT = 202
     EVERSION = 203
     EOUTDATED = 204
+    EGATE = 205
 
     @property
     def meaning(self) -> str:
@@ -87,6 +88,7 @@ _MEANING: dict[Errno, str] = {
     Errno.ECORRUPT: "the stored bytes do not match their digest; the cube is quarantined",
     Errno.EVERSION: "the cube is not at the version the caller expected",
     Errno.EOUTDATED: "what the cube was derived from is not so any more",
+    Errno.EGATE: "what was trained did not reach what was asked of it",
 }
 
 _RETRYABLE = frozenset({Errno.EAGAIN, Errno.ENOMEM, Errno.EBUSY, Errno.ESTALE, Errno.ECONNREFUSED})

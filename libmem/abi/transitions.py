@@ -6,17 +6,20 @@ recipe and whose parents are the sources, or in an error and no cube.
 """
 
 from enum import StrEnum
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
+from msgspec import Meta
 
 from libmem.abi.kv import KvDtype
+from libmem.abi.learning import Gate
 from libmem.abi.structs import Durability, Value
 
 __all__ = [
     "PrefillRecipe",
     "Recipe",
     "ReciteRecipe",
+    "TrainRecipe",
     "TransitionStat",
     "TransitionState",
     "recipe_name",
@@ -42,7 +45,29 @@ class ReciteRecipe(Value, frozen=True, tag_field="recipe", tag="recite"):
     """One KV cache into text: what its token ids say, special tokens included."""
 
 
-Recipe = PrefillRecipe | ReciteRecipe
+class TrainRecipe(Value, frozen=True, tag_field="recipe", tag="train"):
+    """Texts into a LoRA adapter of the daemon's model, which then answers the questions of the
+    sources (`libmem.abi.learning`) without them; refused with its scores where it does not reach
+    the gate (EGATE)."""
+
+    gate: Gate = Gate()
+    rounds: Annotated[float, Meta(gt=0, le=100)] = 4.0
+    """How often each item is trained, on average."""
+    rank: Annotated[int, Meta(ge=1, le=1024)] = 16
+    learning_rate: Annotated[float, Meta(gt=0, le=1)] = 1e-3
+    batch: Annotated[int, Meta(ge=1, le=1024)] = 10
+    """Items of a step."""
+    keep: Annotated[float, Meta(ge=0, le=1000)] = 0.5
+    """Weight of staying what the model is, against learning."""
+    dtype: KvDtype | None = None
+    """Of the model that is trained on; the daemon's default where none is given."""
+    model: str = ""
+    """The fingerprint of the base model that the adapter must be for (`fingerprint_of_base`);
+    EMODEL otherwise. Empty: the daemon's."""
+    seed: Annotated[int, Meta(ge=0, le=(1 << 31) - 1)] = 0
+
+
+Recipe = PrefillRecipe | ReciteRecipe | TrainRecipe
 
 
 class TransitionState(StrEnum):

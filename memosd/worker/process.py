@@ -42,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--runtime-dir", type=Path, required=True)
     options.add_argument("--embedder", default="", help="a folder or a hub id")
     options.add_argument("--model", default="", help="a folder or a hub id")
+    options.add_argument("--scratch-dir", type=Path, help="for work that may go on later")
     options.add_argument("--dtype", default="auto", help="as torch names it; auto: as it is stored")
     options.add_argument("--device", default="", help="as torch names it")
     options.add_argument("--threads", type=int, default=1)

@@ -27,6 +27,7 @@ from memosd.tools.memctl import (
     recall,
     residence,
     top,
+    transitions,
 )
 from memosd.tools.memctl.command import Json, RuntimeDir, Settings, Timeout
 from memosd.tools.memctl.failure import INTERRUPTED_STATUS, report_error, report_usage
@@ -44,6 +45,7 @@ for group in (
     costs,
     cubes,
     lineage,
+    transitions,
     payload,
     ingest,
     recall,

@@ -32,6 +32,7 @@ _HINTS: Final[dict[Errno, str]] = {
     Errno.ENOSPC: "`memctl status` shows the disk tier; remove cubes or old versions (NAME@vN)",
     Errno.ECORRUPT: "`memctl explain NAME` tells what was found; older versions may be readable "
     "(`memctl history NAME`)",
+    Errno.EGATE: "`memctl transitions --json` tells what was measured",
     Errno.EOUTDATED: "`memctl lineage NAME` shows what it was made from",
     Errno.ETIMEDOUT: "the daemon may be busy; wait longer with --timeout SECONDS",
     Errno.EPERM: "the administrator is root, or the user the daemon runs as",

@@ -15,10 +15,11 @@ def _table(options: argparse.Namespace, _client: Client) -> Table:
         os.nice(options.nice)
     # A framework takes seconds to load, and may fail to: only here.
     from memosd.worker.transitions.models import Models
+    from memosd.worker.transitions.scratch import Scratch
     from memosd.worker.transitions.transmuting import transition_table
 
     models = Models(options.model, options.dtype, options.threads)
-    return transition_table(models, options.runtime_dir)
+    return transition_table(models, options.runtime_dir, Scratch(options.scratch_dir))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from libmem.abi.lineage import Derivation
 from libmem.abi.structs import CubeType
 from libmem.abi.transitions import recipe_name, settings_of
 from libmem.connection import new_connection
+from memosd.worker.transitions.scratch import Scratch
 
 __all__ = ["Task"]
 
@@ -24,8 +25,9 @@ _PATIENCE_S: Final = 600.0
 class Task:
     """A context manager: leaving it ends the session."""
 
-    def __init__(self, runtime_dir: Path, request: TransmuteRequest) -> None:
+    def __init__(self, runtime_dir: Path, request: TransmuteRequest, scratch: Scratch) -> None:
         self.request = request
+        self.scratch = scratch
         program = f"memosd transition {request.number}"
         connection = new_connection(runtime_dir, program, request.number)
         self.client = Client(connection, _PATIENCE_S)

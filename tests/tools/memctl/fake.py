@@ -107,6 +107,7 @@ class FakeClient:
     fsck: Any = Client.fsck
     sessions: Any = Client.sessions
     pins: Any = Client.pins
+    transitions: Any = Client.transitions
     limits: Any = Client.limits
 
     def read(self, name: str) -> bytes:
