@@ -143,7 +143,10 @@ class Learner:
         return tensors
 
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Go on from a state. Errors: KeyError, RuntimeError (it is of another training)."""
+        """Go on from a state. Errors: ValueError: of another training; then nothing changed."""
+        own = {name: each.shape for name, each in self.state().items()}
+        if own != {name: each.shape for name, each in tensors.items()}:
+            raise ValueError("the state is of another training")
         step = int(tensors["step"])
         with torch.no_grad():
             for place, parameter in enumerate(self._parameters):

@@ -10,14 +10,26 @@ import pytest
 
 import libmem
 from libmem.abi.errors import Errno, MemError
+from libmem.abi.learning import Gate
 from libmem.abi.structs import CubeType, Durability
-from libmem.abi.transitions import PrefillRecipe, ReciteRecipe, TransitionState
+from libmem.abi.transitions import (
+    PrefillRecipe,
+    ReciteRecipe,
+    TrainRecipe,
+    TransitionStat,
+    TransitionState,
+)
 from tests.e2e.actor import Actor, require_other_users
-from tests.e2e.daemon import Daemon, running
+from tests.e2e.daemon import Daemon, eventually, running
 from tests.e2e.modelprocess import require_transformers
 from tests.e2e.tinymodel import make_folder
 
 CONFIG = '[transitions]\nmodel = "{}"\nthreads = 1\n'
+ANY = Gate(trained_min=0, heldout_min=0, perplexity_max=1e6)
+"""Passed by whatever was trained."""
+ABOUT_THE_CAT = {
+    "questions": [{"question": "Who is out?", "answer": "cat", "held_out": ["Who left?"]}]
+}
 TEXT = "The kettle is on the left shelf. " * 30
 
 
@@ -190,10 +202,14 @@ def in_hand(client: libmem.Client, worker: int) -> int:
     while True:
         os.kill(worker, signal.SIGSTOP)
         number = client.transmute("/t/kv", ["/t/text"], PrefillRecipe(), wait=False).number
-        if {stat.number: stat for stat in client.transitions()}[number].began_ns:
+        if look(client, number).began_ns:
             return number
         os.kill(worker, signal.SIGCONT)  # it had not asked for work again yet
         client.wait_transition(number)
+
+
+def look(client: libmem.Client, number: int) -> TransitionStat:
+    return next(stat for stat in client.transitions() if stat.number == number)
 
 
 def started(client: libmem.Client) -> int:
@@ -201,6 +217,82 @@ def started(client: libmem.Client) -> int:
     client.transmute("/t/first", ["/t/text"], PrefillRecipe())
     (worker,) = client.info().workers
     return worker.pid
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_a_lora_knows_its_texts_and_falls_with_them(client: libmem.Client, folder: Path) -> None:
+    import torch
+
+    import libmem.peft
+
+    client.write("/t/fact", "The cat is out.", attributes=ABOUT_THE_CAT)
+    stat = client.transmute("/t/lora", ["/t/fact"], TrainRecipe(gate=ANY, rank=4))
+    assert stat.quality.keys() == {"loss", "trained_exact", "heldout_exact", "perplexity_ratio"}
+    made = client.stat("/t/lora")
+    assert (made.type, made.parents) == (CubeType.PARAMETRIC, ("/t/fact@v1",))
+    derivation = made.attributes["derivation"]
+    assert derivation["recipe"] == "train"
+    assert derivation["quality"] == {k: v for k, v in stat.quality.items() if k != "loss"}
+    model, ids = model_of(folder), torch.arange(9)[None]
+    plain = model(ids).logits
+    with libmem.peft.attach(client, model) as adapters:
+        adapters.use("/t/lora")
+        assert not torch.equal(model(ids).logits, plain)
+    assert not any(daemon_scratch(client).iterdir())
+    client.write("/t/fact", "The cat is in.")
+    with pytest.raises(MemError) as outdated, libmem.peft.attach(client, model) as adapters:
+        adapters.use("/t/lora")
+    assert outdated.value.errno is Errno.EOUTDATED
+
+
+def daemon_scratch(client: libmem.Client) -> Path:
+    return Path(client.info().data_dir) / "scratch"
+
+
+def test_a_gate_that_is_not_passed_refuses_the_adapter(client: libmem.Client) -> None:
+    client.write("/t/fact", "The cat is out.", attributes=ABOUT_THE_CAT)
+    strict = TrainRecipe(gate=Gate(trained_min=1.0, heldout_min=1.0), rank=1, learning_rate=1e-6)
+    with pytest.raises(MemError) as refused:
+        client.transmute("/t/lora", ["/t/fact"], strict)
+    assert refused.value.errno is Errno.EGATE
+    assert "heldout_exact 0.000 < 1" in refused.value.message
+    latest = list(client.transitions())[-1]
+    assert latest.quality["heldout_exact"] == 0
+    with pytest.raises(MemError) as missing:
+        client.stat("/t/lora")
+    assert missing.value.errno is Errno.ENOENT
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {},
+        {"questions": "what?"},
+        {"questions": [{"question": "a?", "answer": "b"}, {"question": "A?", "answer": "c"}]},
+        {"questions": [{"question": "a" * 300, "answer": "b"}]},
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_cannot_be_taught_is_refused(
+    client: libmem.Client, attributes: dict[str, Any]
+) -> None:
+    client.write("/t/fact", "Too short.", attributes=attributes)
+    with pytest.raises(MemError) as refused:
+        client.transmute("/t/lora", ["/t/fact"], TrainRecipe(gate=ANY))
+    assert refused.value.errno is Errno.EINVAL
+
+
+def test_a_death_in_the_middle_of_training_leaves_no_half_adapter(client: libmem.Client) -> None:
+    client.write("/t/fact", "The cat is out.", attributes=ABOUT_THE_CAT)
+    worker = started(client)
+    recipe = TrainRecipe(gate=ANY, rank=4, rounds=40.0)
+    number = client.transmute("/t/lora", ["/t/fact"], recipe, wait=False).number
+    eventually(lambda: look(client, number).note == "training", "it is trained")
+    os.kill(worker, signal.SIGKILL)
+    with pytest.raises(MemError):
+        client.stat("/t/lora")
+    assert client.wait_transition(number).state is TransitionState.DONE
+    assert client.stat("/t/lora").version == 1
 
 
 STRANGER = """

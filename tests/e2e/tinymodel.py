@@ -7,12 +7,16 @@ __all__ = ["make_folder"]
 
 def make_folder(folder: Path) -> Path:
     """As transformers loads it, weights and tokenizer."""
+    import torch
     from tokenizers import Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast
 
     from tests.libmem.hf.models import VOCABULARY, make_model
 
-    make_model("llama").save_pretrained(folder)
+    model = make_model("llama")
+    with torch.no_grad():
+        model.lm_head.weight.mul_(20)  # a random one hardly prefers any token
+    model.save_pretrained(folder)
     characters = [chr(code) for code in range(32, 127)]
     vocabulary = {each: place for place, each in enumerate(["<unk>", *characters, "\n"])}
     assert len(vocabulary) == VOCABULARY

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import warnings
 from contextlib import suppress
 
 from libmem import Client
@@ -13,6 +14,8 @@ from memosd.worker.process import parser, work
 def _table(options: argparse.Namespace, _client: Client) -> Table:
     with suppress(OSError):  # a sandbox may forbid it; the work is done all the same
         os.nice(options.nice)
+    # PEFT asks transformers for an old name.
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
     # A framework takes seconds to load, and may fail to: only here.
     from memosd.worker.transitions.models import Models
     from memosd.worker.transitions.scratch import Scratch

@@ -9,6 +9,7 @@ import math
 import tempfile
 import time
 from collections.abc import Generator
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
@@ -34,8 +35,6 @@ _STEPS_MIN: Final = 40
 _KEPT: Final = (32, 64)
 """Sequences, and tokens of each, by which the model is held to what it is."""
 _KEPT_ROWS: Final = 2
-_KEEP_EVERY_S: Final = 30.0
-"""Of training that a death may cost."""
 _LOST_MAX: Final = 0.1
 """Of the time that may go into keeping it."""
 
@@ -94,21 +93,21 @@ def _identities(task: Task) -> list[tuple[bytes, int]]:
 
 
 def _learn(task: Task, learner: Learner, about: bytes) -> Generator[None, None, None]:
-    before = task.scratch.load(about)
+    scratch = task.scratch
+    before = scratch.load(about)
     if before is not None:
-        learner.restore(before)
-    total = learner.steps
-    pause_s, kept_at = _KEEP_EVERY_S, time.monotonic()
+        with suppress(ValueError):  # of an older memosd
+            learner.restore(before)
+    pause_s, kept_at = scratch.pause_s, time.monotonic()
     while not learner.is_done:
         loss = learner.advance()
-        task.report(learner.step, total, "training", {"loss": loss})
-        if time.monotonic() - kept_at > pause_s and not learner.is_done:
-            start = time.monotonic()
-            task.scratch.keep(about, learner.state())
+        task.report(learner.step, learner.steps, "training", {"loss": loss})
+        start = time.monotonic()
+        if start - kept_at >= pause_s or learner.is_done:
+            scratch.keep(about, learner.state())
             kept_at = time.monotonic()
-            pause_s = max(_KEEP_EVERY_S, (kept_at - start) / _LOST_MAX)
+            pause_s = max(scratch.pause_s, (kept_at - start) / _LOST_MAX)
         yield
-    task.scratch.keep(about, learner.state())
 
 
 def _judge(task: Task, adapted: Any, tokenizer: Any, lessons: Lessons) -> dict[str, float]:

@@ -24,8 +24,10 @@ _AGE_MAX_S: Final = 7 * 86_400
 class Scratch:
     """The folder; what is too old is removed when it is opened."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, pause_s: float = 30.0) -> None:
+        """`pause_s`: how much work a death may cost, at least."""
         self._folder = folder
+        self.pause_s = pause_s
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for file in folder.iterdir():
             if time.time() - file.stat().st_mtime > _AGE_MAX_S:

@@ -101,8 +101,12 @@ def test_a_state_of_another_training_is_refused() -> None:
     learner = make_learner(make_model("llama"))
     learner.advance()
     other = make_learner(make_model("llama"), rank=8)
-    with pytest.raises((KeyError, RuntimeError)):
-        other.restore(learner.state())
+    before = weights(other)
+    for state in (learner.state(), {}, {**other.state(), "more": torch.zeros(1)}):
+        with pytest.raises(ValueError, match="of another training"):
+            other.restore(state)
+    assert all(torch.equal(*two) for two in zip(before, weights(other), strict=True))
+    assert other.step == 0
 
 
 def test_a_divergence_is_none_from_itself_and_some_from_others() -> None:
