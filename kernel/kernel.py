@@ -93,14 +93,14 @@ class Kernel:
         self.indexer = Indexer(parts, self.pager, outside.recall_index, outside.index_io)
         self.embedding = Embedding(self.indexer, self.jobs, parts.timers)
         self.recall = Recall(parts, self.cubes, self.indexer, self.embedding)
-        parts.table.log.retain_events = parameters.log_retain_events
-        parts.table.log.floor = lambda: self.indexer.indexed_seq
         self.dispatch = Dispatch(self, HANDLERS)
         self._booted_ns = parts.clock.monotonic_ns()
 
     def start(self) -> None:
         """Clear up after a crash, start what runs by itself."""
         parts = self.parts
+        parts.table.log.retain_events = parts.parameters.log_retain_events
+        parts.table.log.floor = lambda: self.indexer.indexed_seq
         for key in list(parts.table.volatile):
             self._lose(key)
         parts.table.ledger.commit()

@@ -96,10 +96,7 @@ def boot(config: Config) -> Daemon:
     pools = io, index_io, commit_io, memory_io = _pools(config, wakeup)
     disk = disk_tier(config.store.data_dir)
     server = Server(runtime_dir, config.listen.mode_bits, wakeup, share)
-    supervisors = tuple(
-        Supervisor(server, command(config))
-        for command in (_worker_command, _device_command, _transition_command)
-    )
+    supervisors = _supervisors(config, server)
     machine = SystemMachine(server)
     outside = Outside(
         clock=SystemClock(),
@@ -144,6 +141,12 @@ def _drivers(config: Config) -> list[TopHalf]:
     return [activation if row.type is activation.type else row for row in DRIVERS]
 
 
+def _supervisors(config: Config, server: Server) -> tuple[Supervisor, ...]:
+    """One for each kind of worker: those that embed, the device's, that of transitions."""
+    commands = (_worker_command, _device_command, _transition_command)
+    return tuple(Supervisor(server, command(config)) for command in commands)
+
+
 def _worker_command(config: Config) -> list[str]:
     """How a worker that embeds is started; the supervisor adds who starts it."""
     workers = config.workers
@@ -173,7 +176,7 @@ def _transition_command(config: Config) -> list[str]:
         {
             "runtime-dir": config.listen.runtime_dir,
             "scratch-dir": config.store.data_dir / "scratch",
-            "model": settings.model,
+            "model": settings.language_model,
             "dtype": settings.dtype,
             "threads": settings.thread_count,
             "nice": settings.nice,
@@ -246,7 +249,7 @@ def _parameters(config: Config, share: Descriptors) -> Parameters:
         no_workers=_why_no_workers(config),
         is_words_only=config.models.embedder == "none",
         job_timeout_ns=int(config.workers.job_timeout_s * _NS),
-        transition_workers=int(config.transitions.model != "none"),
+        transition_workers=int(config.transitions.language_model != "none"),
         transition_timeout_ns=int(config.transitions.timeout_s * _NS),
         log_retain_events=config.store.log_retain_events,
         heat_flush_ns=int(behaviour.heat_flush_s * _NS),

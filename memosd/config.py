@@ -164,7 +164,7 @@ class Workers(_Section, frozen=True, kw_only=True):
 class Transitions(_Section, frozen=True, kw_only=True):
     """The process that makes memories of others, and its model."""
 
-    model: Annotated[str, Meta(min_length=1)] = "none"
+    language_model: Annotated[str, Meta(min_length=1)] = "none"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
     memory_bytes: Quota = 0

@@ -2,19 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import torch
 
 from memosd.drivers.parametric.lessons import Probe
 
-__all__ = ["CONTROLS", "exact_share", "perplexity"]
+__all__ = ["exact_share", "perplexity"]
 
-CONTROLS: Final = tuple(
-    Path(__file__).with_name("controls.txt").read_text(encoding="utf-8").strip().split("\n\n")
-)
-"""Prose about nothing in particular, which no adapter is trained on."""
 _ROWS: Final = 16
 _WINDOW: Final = 512
 """Tokens of a control text that count."""

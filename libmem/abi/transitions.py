@@ -52,7 +52,9 @@ class TrainRecipe(Value, frozen=True, tag_field="recipe", tag="train"):
 
     gate: Gate = Gate()
     rounds: Annotated[float, Meta(gt=0, le=100)] = 4.0
-    """How often each item is trained, on average."""
+    """How often each item is trained, on average; in at least 40 steps."""
+    steps: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+    """Of exactly so many steps instead; 0: as `rounds` says."""
     rank: Annotated[int, Meta(ge=1, le=1024)] = 16
     learning_rate: Annotated[float, Meta(gt=0, le=1)] = 1e-3
     batch: Annotated[int, Meta(ge=1, le=1024)] = 10

@@ -25,11 +25,20 @@ import pytest
 
 import libmem
 from memosd.tools.bench.daemon import private_daemon
+from memosd.tools.models.cache import find_model
+from memosd.tools.models.catalogue import SMOLLM2
 from tests.docs.markdown import DOCUMENTS, ROOT, Block, blocks, commands
 
 PROGRAMS = {"memctl": "memosd.tools.memctl", "memosd": "memosd"}
 PATIENCE_S = 60.0
 RUN = {"python", "console"}
+TRANSITIONS = """
+[listen]
+mode = "0600"
+[transitions]
+language_model = "{}"
+dtype = "float32"
+"""
 
 
 def name(path: Path) -> str:
@@ -48,7 +57,7 @@ SHELL = [
 
 
 @contextmanager
-def world(folder: Path) -> Iterator[dict[str, str]]:
+def world(folder: Path, config: str = "") -> Iterator[dict[str, str]]:
     """A daemon, and the environment of programs that find it and the documented commands."""
     programs = folder / "bin"
     programs.mkdir()
@@ -58,7 +67,7 @@ def world(folder: Path) -> Iterator[dict[str, str]]:
         script.chmod(0o755)
     data = folder / "data"
     data.mkdir()
-    with private_daemon(data) as daemon:
+    with private_daemon(data, config=config) as daemon:
         daemon.start()
         yield {
             **os.environ,
@@ -127,7 +136,8 @@ def test_examples_do_what_is_shown(
 ) -> None:
     if "find_model" in document.read_text(encoding="utf-8"):
         request.getfixturevalue("smollm2")  # skips where it cannot be had
-    with world(tmp_path) as environment:
+    config = TRANSITIONS.format(find_model(SMOLLM2)) if document.stem == "transitions" else ""
+    with world(tmp_path, config) as environment:
         for block, behind in pairwise([*blocks(document), None]):
             if block is not None and block.language == "python":
                 run_python(block, behind, environment)

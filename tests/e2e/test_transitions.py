@@ -24,7 +24,7 @@ from tests.e2e.daemon import Daemon, eventually, running
 from tests.e2e.modelprocess import require_transformers
 from tests.e2e.tinymodel import make_folder
 
-CONFIG = '[transitions]\nmodel = "{}"\nthreads = 1\n'
+CONFIG = '[transitions]\nlanguage_model = "{}"\nthreads = 1\n'
 ANY = Gate(trained_min=0, heldout_min=0, perplexity_max=1e6)
 """Passed by whatever was trained."""
 ABOUT_THE_CAT = {

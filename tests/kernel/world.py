@@ -258,11 +258,9 @@ class World:
         return LmdbStore(file, TABLES, MAP_BYTES) if self.is_real else FakeStore(TABLES)
 
     def _boot(self) -> None:
-        self.gate, self.traces = FakeGate(), FakeTraces()
-        self.workers, self.device_workers = FakeWorkers(), FakeWorkers(first=7000)
-        self.transition_workers = FakeWorkers(first=8000)
-        self.io, self.index_io = FakeIo(), FakeIo()
-        self.ram = CountedRam()
+        self.gate, self.traces, self.workers = FakeGate(), FakeTraces(), FakeWorkers()
+        self.device_workers, self.transition_workers = FakeWorkers(7000), FakeWorkers(8000)
+        self.io, self.index_io, self.ram = FakeIo(), FakeIo(), CountedRam()
         outside = Outside(
             clock=self.clock,
             io=self.io,

@@ -29,6 +29,8 @@ _BENCHMARKS: Final = {
     "share": ("memosd.tools.bench.share", "memory of many processes over one prefix"),
     "prefix": ("memosd.tools.bench.prefix", "the longest prefix among 10,000 KV cubes"),
     "cost": ("memosd.tools.bench.cost", "load or compute by cost against always either"),
+    "transmute": ("memosd.tools.bench.transmute", "text to KV by the daemon against a prefill"),
+    "lora-learn": ("memosd.tools.bench.lora_learn", "facts trained into an adapter, and asked"),
     "lora-page": ("memosd.tools.bench.lora_page", "adapters swapped in against PEFT's loading"),
     "shootdown": ("memosd.tools.bench.shootdown", "a source edited under a thousand derived"),
     "embed": ("memosd.tools.bench.embed", "vectors of texts against sentence-transformers"),

@@ -15,7 +15,7 @@ from memosd.tools.models.catalogue import SMOLLM2
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["QUESTION_TOKENS", "load_model", "prompt_of", "question_of"]
+__all__ = ["QUESTION_TOKENS", "load_model", "load_tokenizer", "prompt_of", "question_of"]
 
 QUESTION_TOKENS: Final = 12
 _QUESTION: Final = " In one word: what does this text describe? Answer:"
@@ -38,6 +38,11 @@ def _loaded() -> tuple[Any, Any]:
 def load_model() -> Any:
     """The model, once a process. Errors: ENOENT (`make models` was not run)."""
     return _loaded()[0]
+
+
+def load_tokenizer() -> Any:
+    """That model's, once a process. Errors: as `load_model`."""
+    return _loaded()[1]
 
 
 def prompt_of(tokens: int) -> "torch.Tensor":

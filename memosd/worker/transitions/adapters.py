@@ -21,10 +21,11 @@ from libmem.abi.transitions import TrainRecipe
 from libmem.abi.wire import encode
 from libmem.hf.fingerprint import fingerprint_of_base
 from libmem.peft import import_folder
+from memosd.drivers.parametric.controls import CONTROLS
 from memosd.drivers.parametric.learner import Learner, Schedule
 from memosd.drivers.parametric.lessons import Lessons, Text, lessons_of
 from memosd.drivers.parametric.match import match_of, sampled
-from memosd.drivers.parametric.scores import CONTROLS, exact_share, perplexity
+from memosd.drivers.parametric.scores import exact_share, perplexity
 from memosd.worker.transitions.models import Models
 from memosd.worker.transitions.task import Task
 
@@ -67,8 +68,9 @@ def train(task: Task, models: Models, recipe: TrainRecipe) -> Generator[None, No
 
 
 def _schedule(recipe: TrainRecipe, lessons: Lessons) -> Schedule:
+    by_rounds = math.ceil(recipe.rounds * len(lessons.items) / recipe.batch)
     return Schedule(
-        steps=max(_STEPS_MIN, math.ceil(recipe.rounds * len(lessons.items) / recipe.batch)),
+        steps=recipe.steps or max(_STEPS_MIN, by_rounds),
         batch=recipe.batch,
         learning_rate=recipe.learning_rate,
         rank=recipe.rank,

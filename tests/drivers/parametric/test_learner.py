@@ -7,10 +7,11 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
 
+from memosd.drivers.parametric.controls import CONTROLS  # noqa: E402
 from memosd.drivers.parametric.learner import Learner, Schedule  # noqa: E402
 from memosd.drivers.parametric.lessons import Item, Probe  # noqa: E402
 from memosd.drivers.parametric.match import TOP, divergence, match_of, sampled  # noqa: E402
-from memosd.drivers.parametric.scores import CONTROLS, exact_share, perplexity  # noqa: E402
+from memosd.drivers.parametric.scores import exact_share, perplexity  # noqa: E402
 from tests.libmem.hf.models import make_model  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")

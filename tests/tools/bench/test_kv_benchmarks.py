@@ -4,7 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from memosd.tools.bench import cost, kv, kv_int8, lora_page, prefix, share, shootdown
+from memosd.tools.bench import (
+    cost,
+    kv,
+    kv_int8,
+    lora_learn,
+    lora_page,
+    prefix,
+    share,
+    shootdown,
+    transmute,
+)
 from memosd.tools.bench.report import Report
 
 pytestmark = pytest.mark.slow
@@ -82,6 +92,20 @@ def test_lora_page(tmp_path: Path, smollm2: Path) -> None:
     assert found["differing"] == 0
     assert 0 < found["resident_share"] < 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_lora_learn(tmp_path: Path, smollm2: Path) -> None:
+    bars = {"trained_exact": "≥ 0.95", "heldout_exact": "≥ 0.85", "perplexity_ratio": "≤ 1.15",
+            "train_ratio": "≤ 1.1"}  # fmt: skip
+    found = fields(lora_learn.measure(lora_learn.Plan(1, steps=2, threads=1), tmp_path), bars)
+    assert 0 <= found["heldout_exact"] <= 1
+    assert 0.5 < found["perplexity_ratio"] < 2, "two steps change little"
+
+
+def test_transmute(tmp_path: Path, smollm2: Path) -> None:
+    plan = transmute.Plan(characters=200, rounds=2, threads=1)
+    found = fields(transmute.measure(plan, tmp_path), {"prefill_ratio": "≤ 1.15", "recited": "≥ 1"})
+    assert found["recited"] == 1, "not a time"
 
 
 def test_shootdown(tmp_path: Path) -> None:
