@@ -1,22 +1,20 @@
 """Training of an adapter, step by step, that can be interrupted and gone on with.
 
-Owns the loss and the schedule. An adapter is taught by cross-entropy on the answers of its items,
-and held to what the base model predicts on texts that the base made up itself: without that it
-forgets (perplexity of unrelated text doubled in 60 steps; docs/design/0010-transitions.md). Each
-step depends on the seed and its number alone, so a run that was interrupted goes on as if it had
-not been. Nothing here does I/O.
+Owns the loss and the schedule. An adapter is taught (`teaching.py`), and held to what the base
+model predicts on texts that the base made up itself: without that it forgets (perplexity of
+unrelated text doubled in 60 steps; docs/design/0010-transitions.md). Each step depends on the seed
+and its number alone, so a run that was interrupted goes on as if it had not been. Nothing here does
+I/O.
 """
 
 import math
-import random
 from typing import Any, Final, NamedTuple
 
 import peft
 import torch
-from torch.nn.functional import cross_entropy
 
-from memosd.drivers.parametric.lessons import Item
 from memosd.drivers.parametric.match import Match, divergence
+from memosd.drivers.parametric.teaching import Teaching
 
 __all__ = ["Learner", "Schedule"]
 
@@ -24,14 +22,12 @@ _WARM_SHARE: Final = 0.1
 _LEAST_SHARE: Final = 0.1
 """Of the learning rate, at the end."""
 _NORM_MAX: Final = 1.0
-_IGNORED: Final = -100
 
 
 class Schedule(NamedTuple):
     """How it is trained."""
 
     steps: int
-    batch: int
     learning_rate: float
     rank: int
     keep: float
@@ -44,15 +40,13 @@ class Schedule(NamedTuple):
 class Learner:
     """One adapter in a model. `close` gives the model its own layers back."""
 
-    def __init__(self, model: Any, items: list[Item], kept: Match, schedule: Schedule) -> None:
+    def __init__(self, model: Any, teaching: Teaching, kept: Match, schedule: Schedule) -> None:
+        """`kept`: what the base model predicts, and the adapted one is held to."""
         torch.manual_seed(schedule.seed)
-        self._items = items
+        self._teaching = teaching
         self._kept = kept
         self._schedule = schedule
         self._device = model.device
-        self._pad = model.config.get_text_config().eos_token_id or 0
-        if isinstance(self._pad, list):
-            self._pad = self._pad[0]
         config = peft.LoraConfig(
             r=schedule.rank,
             lora_alpha=2 * schedule.rank,
@@ -74,12 +68,14 @@ class Learner:
         return self.step >= self.steps
 
     def advance(self) -> float:
-        """One step; the loss on the answers, in nats for a token."""
+        """One step; the loss on what is taught, in nats for a token."""
         for group in self._optimizer.param_groups:
             group["lr"] = self._schedule.learning_rate * self._share()
         self.adapted.train()
-        taught = self._taught()
-        loss = taught + self._schedule.keep * self._strayed()
+        taught = self._teaching(self.adapted, self.step)
+        kept = self._kept.drawn(self._schedule.kept_rows, f"{self._schedule.seed} {self.step}")
+        strayed = divergence(kept, self.adapted(input_ids=kept.ids, use_cache=False).logits)
+        loss = taught + self._schedule.keep * strayed
         self._optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self._parameters, _NORM_MAX)
@@ -93,42 +89,6 @@ class Learner:
         rise = min(1.0, (self.step + 1) / max(1.0, _WARM_SHARE * steps))
         fall = 0.5 * (1 + math.cos(math.pi * self.step / steps))
         return rise * (_LEAST_SHARE + (1 - _LEAST_SHARE) * fall)
-
-    def _taught(self) -> torch.Tensor:
-        items = [self._items[place] for place in self._drawn()]
-        width = max(len(item.prompt) + len(item.answer) for item in items)
-        ids = torch.full((len(items), width), self._pad, device=self._device)
-        mask = torch.zeros_like(ids)
-        labels = torch.full_like(ids, _IGNORED)
-        for row, item in enumerate(items):
-            whole = torch.tensor([*item.prompt, *item.answer], device=self._device)
-            first = max(1, len(item.prompt))
-            ids[row, : len(whole)] = whole
-            mask[row, : len(whole)] = 1
-            labels[row, first : len(whole)] = whole[first:]
-        logits = self.adapted(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        return cross_entropy(
-            logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=_IGNORED
-        )
-
-    def _drawn(self) -> list[int]:
-        """The items of this step: all in turn, in an order that is new with each round."""
-        first = self.step * self._schedule.batch
-        return [
-            self._order(place // len(self._items))[place % len(self._items)]
-            for place in range(first, first + self._schedule.batch)
-        ]
-
-    def _order(self, turn: int) -> list[int]:
-        order = list(range(len(self._items)))
-        random.Random(f"{self._schedule.seed} {turn}").shuffle(order)
-        return order
-
-    def _strayed(self) -> torch.Tensor:
-        chance = random.Random(f"{self._schedule.seed} kept {self.step}")
-        count = min(self._schedule.kept_rows, len(self._kept.ids))
-        rows = self._kept.rows(chance.sample(range(len(self._kept.ids)), count))
-        return divergence(rows, self.adapted(input_ids=rows.ids, use_cache=False).logits)
 
     # -- to go on later ------------------------------------------------------------------------
 

@@ -5,17 +5,27 @@ rest, for a whole vocabulary of each position would be hundreds of megabytes; so
 lower bound of the true one, and zero only where these agree.
 """
 
+import random
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 import torch
 from torch.nn.functional import log_softmax
 
-__all__ = ["TOP", "Match", "divergence", "match_of", "sampled"]
+__all__ = ["TOP", "Match", "PastOf", "divergence", "match_of", "sampled", "start_of"]
 
 TOP: Final = 256
 _LEAST: Final = 1e-6
 """A rest that is smaller counts as this much: its logarithm would be noise."""
 _ROWS: Final = 8
+
+
+PastOf = Callable[[int], Any]
+"""A cache for so many rows, to be used once; None: nothing lies before."""
+
+
+def _no_past(_rows: int) -> Any:
+    return None
 
 
 class Match(NamedTuple):
@@ -31,6 +41,11 @@ class Match(NamedTuple):
     def rows(self, wanted: list[int]) -> "Match":
         return Match(self.ids[wanted], self.places[wanted], self.logs[wanted])
 
+    def drawn(self, count: int, seed: str) -> "Match":
+        """Some of the rows, by chance."""
+        wanted = random.Random(seed).sample(range(len(self.ids)), min(count, len(self.ids)))
+        return self.rows(wanted)
+
 
 def _logs(logits: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     logs = log_softmax(logits.float(), -1).gather(-1, places)
@@ -38,12 +53,13 @@ def _logs(logits: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     return torch.cat([logs, rest], -1)
 
 
-def match_of(model: Any, ids: torch.Tensor) -> Match:
-    """What the model predicts on these sequences, [rows, tokens]."""
+def match_of(model: Any, ids: torch.Tensor, past_of: PastOf = _no_past) -> Match:
+    """What the model predicts on these sequences, [rows, tokens], behind what `past_of` gives."""
     with torch.no_grad():
         found = []
         for first in range(0, len(ids), _ROWS):
-            logits = model(input_ids=ids[first : first + _ROWS]).logits
+            part = ids[first : first + _ROWS]
+            logits = model(input_ids=part, past_key_values=past_of(len(part))).logits
             places = logits.topk(min(TOP, logits.shape[-1]), -1).indices
             found.append((places, _logs(logits, places)))
         return Match(ids, torch.cat([p for p, _ in found]), torch.cat([g for _, g in found]))
@@ -55,21 +71,32 @@ def divergence(match: Match, logits: torch.Tensor) -> torch.Tensor:
     return (match.logs.exp() * (match.logs - logs)).sum(-1).mean()
 
 
-def sampled(model: Any, tokenizer: Any, rows: int, tokens: int, seed: int) -> torch.Tensor:
-    """Texts that the model makes up by itself, [rows, tokens]: what it is like without any prompt.
+def start_of(tokenizer: Any) -> int:
+    """The token that begins texts, or ends them, or is the first."""
+    ends = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    return next((each for each in ends if each is not None), 0)
 
-    Each begins with the token that begins texts, or ends them, or is the first.
-    """
+
+def sampled(
+    model: Any, first: list[int], shape: tuple[int, int], seed: int, past_of: PastOf = _no_past
+) -> torch.Tensor:
+    """Texts that the model makes up by itself, [rows, tokens], each beginning with `first`, behind
+    what `past_of` gives."""
+    rows, tokens = shape
     with torch.no_grad():
-        ends = (tokenizer.bos_token_id, tokenizer.eos_token_id)
-        start = next((each for each in ends if each is not None), 0)
         generator = torch.Generator(model.device).manual_seed(seed)
-        ids = torch.full((rows, 1), start, device=model.device)
-        past = None
-        while ids.shape[1] < tokens:
-            step = model(input_ids=ids if past is None else ids[:, -1:], past_key_values=past,
-                         use_cache=True, logits_to_keep=1)  # fmt: skip
-            past = step.past_key_values
-            chances = step.logits[:, -1].float().softmax(-1)
-            ids = torch.cat([ids, torch.multinomial(chances, 1, generator=generator)], 1)
-        return ids
+        parts = []
+        for start in range(0, rows, _ROWS):
+            count = min(_ROWS, rows - start)
+            ids = torch.tensor([first] * count, device=model.device)
+            past, coming = past_of(count), ids
+            while ids.shape[1] < tokens:
+                step = model(
+                    input_ids=coming, past_key_values=past, use_cache=True, logits_to_keep=1
+                )
+                past = step.past_key_values
+                chances = step.logits[:, -1].float().softmax(-1)
+                coming = torch.multinomial(chances, 1, generator=generator)
+                ids = torch.cat([ids, coming], 1)
+            parts.append(ids)
+        return torch.cat(parts)

@@ -16,6 +16,7 @@ from libmem.abi.learning import Gate
 from libmem.abi.structs import Durability, Value
 
 __all__ = [
+    "DistilRecipe",
     "PrefillRecipe",
     "Recipe",
     "ReciteRecipe",
@@ -69,7 +70,28 @@ class TrainRecipe(Value, frozen=True, tag_field="recipe", tag="train"):
     seed: Annotated[int, Meta(ge=0, le=(1 << 31) - 1)] = 0
 
 
-Recipe = PrefillRecipe | ReciteRecipe | TrainRecipe
+class DistilRecipe(Value, frozen=True, tag_field="recipe", tag="distil"):
+    """One KV cache into a LoRA adapter: without the cache the adapted model predicts what the model
+    does with it (context distillation); refused with its scores where it does not (EGATE)."""
+
+    divergence_max: Annotated[float, Meta(ge=0)] = 0.5
+    """Of the divergence between the model without the cache and with it the share that may be left,
+    on texts that were not trained."""
+    perplexity_max: Annotated[float, Meta(ge=0)] = 1.15
+    """As in `Gate`."""
+    steps: Annotated[int, Meta(ge=1, le=1_000_000)] = 60
+    rank: Annotated[int, Meta(ge=1, le=1024)] = 16
+    learning_rate: Annotated[float, Meta(gt=0, le=1)] = 1e-3
+    batch: Annotated[int, Meta(ge=1, le=1024)] = 4
+    """Texts of a step."""
+    texts: Annotated[int, Meta(ge=4, le=4096)] = 64
+    """That the model makes up behind the cache; a quarter is not trained, and judges."""
+    keep: Annotated[float, Meta(ge=0, le=1000)] = 0.5
+    """As in `TrainRecipe`."""
+    seed: Annotated[int, Meta(ge=0, le=(1 << 31) - 1)] = 0
+
+
+Recipe = PrefillRecipe | ReciteRecipe | TrainRecipe | DistilRecipe
 
 
 class TransitionState(StrEnum):

@@ -13,6 +13,7 @@ from libmem.abi.errors import Errno, MemError
 from libmem.abi.learning import Gate
 from libmem.abi.structs import CubeType, Durability
 from libmem.abi.transitions import (
+    DistilRecipe,
     PrefillRecipe,
     ReciteRecipe,
     TrainRecipe,
@@ -261,6 +262,30 @@ def test_a_gate_that_is_not_passed_refuses_the_adapter(client: libmem.Client) ->
     with pytest.raises(MemError) as missing:
         client.stat("/t/lora")
     assert missing.value.errno is Errno.ENOENT
+
+
+def test_a_cache_becomes_an_adapter(client: libmem.Client) -> None:
+    client.transmute("/t/kv", ["/t/text"], PrefillRecipe())
+    recipe = DistilRecipe(divergence_max=1e6, perplexity_max=1e6, steps=4, texts=8, rank=2)
+    stat = client.transmute("/t/lora", ["/t/kv"], recipe)
+    assert stat.quality["divergence_before"] > 0
+    made = client.stat("/t/lora")
+    assert (made.type, made.parents) == (CubeType.PARAMETRIC, ("/t/kv@v1",))
+    receipt = client.write("/t/text", "Something else.").receipt
+    assert receipt is not None
+    assert {each.name for each in receipt.fallen} == {"/t/kv", "/t/lora"}
+    assert client.stat("/t/lora").outdated
+
+
+def test_a_cache_that_is_not_learned_is_refused(client: libmem.Client) -> None:
+    client.transmute("/t/kv", ["/t/text"], PrefillRecipe())
+    for source, recipe, errno in (
+        ("/t/kv", DistilRecipe(divergence_max=0.0, steps=1, texts=4, rank=1), Errno.EGATE),
+        ("/t/text", DistilRecipe(), Errno.EOPNOTSUPP),
+    ):
+        with pytest.raises(MemError) as refused:
+            client.transmute("/t/lora", [source], recipe)
+        assert refused.value.errno is errno
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The recipe from texts to an adapter: `train`.
+"""The recipes that make adapters: `train` of texts, `distil` of a KV cache.
 
 Owns the order of the work: read, train, judge, commit. Training that is cut off, by the worker's
 death or the daemon's, goes on where it was kept last when the same is asked for again. Only what
@@ -8,34 +8,41 @@ passes the gate is committed.
 import math
 import tempfile
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
+import torch
 
 from libmem.abi.errors import Errno, MemError
-from libmem.abi.learning import Gate, questions_of
+from libmem.abi.kv import kv_header
+from libmem.abi.learning import questions_of
 from libmem.abi.lineage import DERIVATION_ATTRIBUTE
-from libmem.abi.transitions import TrainRecipe
+from libmem.abi.structs import CubeType
+from libmem.abi.transitions import DistilRecipe, TrainRecipe
 from libmem.abi.wire import encode
+from libmem.hf import map_cache
 from libmem.hf.fingerprint import fingerprint_of_base
 from libmem.peft import import_folder
 from memosd.drivers.parametric.controls import CONTROLS
 from memosd.drivers.parametric.learner import Learner, Schedule
-from memosd.drivers.parametric.lessons import Lessons, Text, lessons_of
-from memosd.drivers.parametric.match import match_of, sampled
+from memosd.drivers.parametric.lessons import Text, lessons_of
+from memosd.drivers.parametric.match import Match, divergence, match_of, sampled, start_of
 from memosd.drivers.parametric.scores import exact_share, perplexity
+from memosd.drivers.parametric.teaching import Teaching, answers, imitation
 from memosd.worker.transitions.models import Models
 from memosd.worker.transitions.task import Task
 
-__all__ = ["train"]
+__all__ = ["distil", "train"]
 
 _STEPS_MIN: Final = 40
 """However little there is to learn: fewer do not carry the learning rate up and down."""
 _KEPT: Final = (32, 64)
 """Sequences, and tokens of each, by which the model is held to what it is."""
 _KEPT_ROWS: Final = 2
+_CUE: Final = "Question:"
+"""What the model goes on from, behind a cache that is distilled: questions that it asks itself."""
 _LOST_MAX: Final = 0.1
 """Of the time that may go into keeping it."""
 
@@ -47,37 +54,114 @@ def train(task: Task, models: Models, recipe: TrainRecipe) -> Generator[None, No
     digest = fingerprint_of_base(model)
     if recipe.model and recipe.model != digest:
         raise MemError(Errno.EMODEL, f"the daemon's model is {digest}, in {model.dtype}")
-    lessons = lessons_of(_texts(task), models.tokenizer)
-    about = encode((digest, _identities(task), recipe))
-    kept = match_of(model, sampled(model, models.tokenizer, *_KEPT, seed=recipe.seed))
-    yield
-    plain = perplexity(model, models.tokenizer, CONTROLS)
-    learner = Learner(model, lessons.items, kept, _schedule(recipe, lessons))
-    try:
-        yield from _learn(task, learner, about)
-        quality = _judge(task, learner.adapted, models.tokenizer, lessons)
-        strayed = perplexity(learner.adapted, models.tokenizer, CONTROLS)
-        quality["perplexity_ratio"] = strayed / plain
-        task.report(learner.step, learner.step, "judged", quality)
-        _pass(recipe.gate, quality)
-        version = _commit(task, learner.adapted, digest, quality)
-    finally:
-        learner.close()
-    task.scratch.forget(about)
-    return version
-
-
-def _schedule(recipe: TrainRecipe, lessons: Lessons) -> Schedule:
+    tokenizer = models.tokenizer
+    lessons = lessons_of(_texts(task), tokenizer)
     by_rounds = math.ceil(recipe.rounds * len(lessons.items) / recipe.batch)
-    return Schedule(
-        steps=recipe.steps or max(_STEPS_MIN, by_rounds),
-        batch=recipe.batch,
+    steps = recipe.steps or max(_STEPS_MIN, by_rounds)
+    teaching = answers(lessons.items, recipe.batch, start_of(tokenizer), recipe.seed)
+    yield
+
+    def judge(adapted: Any) -> dict[str, float]:
+        quality = {"trained_exact": exact_share(adapted, tokenizer, lessons.trained)}
+        if lessons.held_out:
+            quality["heldout_exact"] = exact_share(adapted, tokenizer, lessons.held_out)
+        return quality
+
+    gate = recipe.gate
+    bounds = [
+        _Bound("trained_exact", least=gate.trained_min),
+        _Bound("heldout_exact", least=gate.heldout_min),
+        _Bound("perplexity_ratio", most=gate.perplexity_max),
+    ]
+    return (yield from _made(task, models, model, _Plan(teaching, judge, bounds, steps)))
+
+
+def distil(task: Task, models: Models, recipe: DistilRecipe) -> Generator[None, None, int]:
+    """The version that was made. Errors: EMODEL (of another model), EGATE, EOUTDATED."""
+    source = task.only_source(CubeType.ACTIVATION)
+    header = kv_header(task.client.stat(source).attributes)
+    model = models.of_fingerprint(header.model, header.dtype)
+
+    def behind(rows: int) -> Any:
+        return map_cache(task.client, source, model, rows=rows)
+
+    cue = models.tokenizer(_CUE, add_special_tokens=False)["input_ids"]
+    task.report(0, recipe.steps, "sampling")
+    texts = sampled(model, cue, (recipe.texts, _KEPT[1]), recipe.seed, behind)
+    yield
+    told = match_of(model, texts, behind)
+    trained = told.rows(list(range(recipe.texts // 4, recipe.texts)))
+    held_out = told.rows(list(range(recipe.texts // 4)))
+    before = _divergence(model, held_out)
+
+    def judge(adapted: Any) -> dict[str, float]:
+        left = _divergence(adapted, held_out)
+        return {"divergence_before": before, "divergence": left, "divergence_left": left / before}
+
+    bounds = [
+        _Bound("divergence_left", most=recipe.divergence_max),
+        _Bound("perplexity_ratio", most=recipe.perplexity_max),
+    ]
+    teaching = imitation(trained, recipe.batch, recipe.seed)
+    return (yield from _made(task, models, model, _Plan(teaching, judge, bounds, recipe.steps)))
+
+
+def _divergence(model: Any, match: Match) -> float:
+    with torch.no_grad():
+        found = [
+            float(divergence(rows, model(input_ids=rows.ids, use_cache=False).logits))
+            for rows in (match.rows([row]) for row in range(len(match.ids)))
+        ]
+    return sum(found) / len(found)
+
+
+class _Bound(NamedTuple):
+    """What a score must be."""
+
+    name: str
+    least: float = -math.inf
+    most: float = math.inf
+
+
+class _Plan(NamedTuple):
+    """What is taught, and how it is judged."""
+
+    teaching: Teaching
+    judge: Callable[[Any], dict[str, float]]
+    bounds: list[_Bound]
+    steps: int
+
+
+def _made(task: Task, models: Models, model: Any, plan: _Plan) -> Generator[None, None, int]:
+    """Train, judge, commit."""
+    recipe: Any = task.request.recipe
+    tokenizer = models.tokenizer
+    digest = fingerprint_of_base(model)
+    about = encode((digest, _identities(task), recipe))
+    kept = match_of(model, sampled(model, [start_of(tokenizer)], _KEPT, recipe.seed))
+    plain = perplexity(model, tokenizer, CONTROLS)
+    yield
+    schedule = Schedule(
+        steps=plan.steps,
         learning_rate=recipe.learning_rate,
         rank=recipe.rank,
         keep=recipe.keep,
         kept_rows=_KEPT_ROWS,
         seed=recipe.seed,
     )
+    learner = Learner(model, plan.teaching, kept, schedule)
+    try:
+        yield from _learn(task, learner, about)
+        quality = plan.judge(learner.adapted)
+        strayed = perplexity(learner.adapted, tokenizer, CONTROLS)
+        quality["perplexity_ratio"] = strayed / plain
+        task.report(learner.step, learner.step, "judged", quality)
+        _pass(plan.bounds, quality)
+        version = _commit(task, learner.adapted, digest, quality)
+    finally:
+        learner.close()
+    task.scratch.forget(about)
+    return version
 
 
 def _texts(task: Task) -> list[Text]:
@@ -112,23 +196,14 @@ def _learn(task: Task, learner: Learner, about: bytes) -> Generator[None, None, 
         yield
 
 
-def _judge(task: Task, adapted: Any, tokenizer: Any, lessons: Lessons) -> dict[str, float]:
-    quality = {"trained_exact": exact_share(adapted, tokenizer, lessons.trained)}
-    task.report(0, 0, "asking", quality)
-    if lessons.held_out:
-        quality["heldout_exact"] = exact_share(adapted, tokenizer, lessons.held_out)
-    return quality
-
-
-def _pass(gate: Gate, quality: dict[str, float]) -> None:
-    """Errors: EGATE."""
+def _pass(bounds: list[_Bound], quality: dict[str, float]) -> None:
+    """Errors: EGATE. What was not measured, for want of questions, is not asked for."""
     failures = []
-    for name, least in (("trained_exact", gate.trained_min), ("heldout_exact", gate.heldout_min)):
-        if not quality.get(name, 1.0) >= least:
-            failures.append(f"{name} {quality[name]:.3f} < {least:g}")
-    ratio = quality["perplexity_ratio"]
-    if not ratio <= gate.perplexity_max:
-        failures.append(f"perplexity_ratio {ratio:.3f} > {gate.perplexity_max:g}")
+    for name, least, most in bounds:
+        score = quality.get(name)
+        if score is not None and not least <= score <= most:
+            limit = f"< {least:g}" if most == math.inf else f"> {most:g}"
+            failures.append(f"{name} {score:.3f} {limit}")
     if failures:
         raise MemError(Errno.EGATE, "the adapter is refused: " + ", ".join(failures))
 

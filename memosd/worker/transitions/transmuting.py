@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from libmem.abi.jobs import JobClass, TransmuteRequest, TransmuteResult
-from libmem.abi.transitions import PrefillRecipe, ReciteRecipe, TrainRecipe
+from libmem.abi.transitions import DistilRecipe, PrefillRecipe, ReciteRecipe, TrainRecipe
 from libmem.abi.wire import args_decoder, encode
 from memosd.worker.loop import Slices, Table
-from memosd.worker.transitions.adapters import train
+from memosd.worker.transitions.adapters import distil, train
 from memosd.worker.transitions.caches import prefill, recite
 from memosd.worker.transitions.models import Models
 from memosd.worker.transitions.scratch import Scratch
@@ -27,6 +27,7 @@ _HOW: Final[dict[type, How]] = {
     PrefillRecipe: prefill,
     ReciteRecipe: recite,
     TrainRecipe: train,
+    DistilRecipe: distil,
 }
 _request: Final = args_decoder(TransmuteRequest)
 

@@ -12,11 +12,13 @@ from memosd.drivers.parametric.learner import Learner, Schedule  # noqa: E402
 from memosd.drivers.parametric.lessons import Item, Probe  # noqa: E402
 from memosd.drivers.parametric.match import TOP, divergence, match_of, sampled  # noqa: E402
 from memosd.drivers.parametric.scores import exact_share, perplexity  # noqa: E402
+from memosd.drivers.parametric.teaching import answers, imitation  # noqa: E402
 from tests.libmem.hf.models import make_model  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 ITEMS = [Item([5, 9, 11], [20, 21]), Item([6, 9, 12], [30, 31, 32]), Item([], [40, 41, 42])]
-SCHEDULE = Schedule(steps=12, batch=3, learning_rate=2e-2, rank=4, keep=0.5, kept_rows=2, seed=1)
+TEACHING = answers(ITEMS, 3, pad=0, seed=1)
+SCHEDULE = Schedule(steps=12, learning_rate=2e-2, rank=4, keep=0.5, kept_rows=2, seed=1)
 
 
 class Numbers:
@@ -42,8 +44,8 @@ def sure_model() -> Any:
 
 
 def make_learner(model: Any, **changes: Any) -> Learner:
-    kept = match_of(model, sampled(model, Numbers(), 4, 12, seed=0))
-    return Learner(model, ITEMS, kept, SCHEDULE._replace(**changes))
+    kept = match_of(model, sampled(model, [1], (4, 12), 0))
+    return Learner(model, TEACHING, kept, SCHEDULE._replace(**changes))
 
 
 def weights(learner: Learner) -> list[Any]:
@@ -67,12 +69,51 @@ def test_it_learns_and_gives_the_model_back() -> None:
     assert exact_share(model, Numbers(), probes) == 0
 
 
+def test_it_imitates_what_another_predicts() -> None:
+    teacher, model = make_model("llama", seed=1), make_model("llama")
+    told = match_of(teacher, sampled(teacher, [1], (12, 10), 0))
+    kept = match_of(model, sampled(model, [1], (4, 12), 0))
+    schedule = SCHEDULE._replace(steps=60, keep=0.0)
+    learner = Learner(model, imitation(told, 4, seed=0), kept, schedule)
+    losses = []
+    while not learner.is_done:
+        losses.append(learner.advance())
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+
+
+def test_what_lies_before_counts() -> None:
+    model = make_model("llama")
+    whole = torch.tensor([[5, 6, 7, 20, 21, 22]] * 2)
+
+    def past_of(rows: int) -> Any:
+        with torch.no_grad():
+            return model(whole[:rows, :3], use_cache=True).past_key_values
+
+    behind = match_of(model, whole[:, 3:], past_of)
+    plain = match_of(model, whole)
+    torch.testing.assert_close(behind.logs, plain.logs[:, 3:])
+    seen = sampled(model, [20, 21], (2, 6), 3, past_of)
+    assert seen.shape == (2, 6)
+    assert seen[:, :2].tolist() == [[20, 21]] * 2
+
+
+def test_all_items_are_taught_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    taught: list[Item] = []
+    monkeypatch.setattr(
+        "memosd.drivers.parametric.teaching._loss", lambda _model, items, _pad: taught.extend(items)
+    )
+    for step in range(4):
+        answers(ITEMS, 3, pad=0, seed=1)(None, step)
+    for turn in range(4):
+        assert sorted(taught[3 * turn : 3 * turn + 3]) == sorted(ITEMS)
+
+
 def test_what_it_is_held_to_it_keeps() -> None:
     strayed: list[float] = []
     for keep in (0.0, 5.0):
         model = make_model("llama")
-        kept = match_of(model, sampled(model, Numbers(), 4, 12, seed=0))
-        learner = Learner(model, ITEMS, kept, SCHEDULE._replace(steps=40, keep=keep))
+        kept = match_of(model, sampled(model, [1], (4, 12), 0))
+        learner = Learner(model, TEACHING, kept, SCHEDULE._replace(steps=40, keep=keep))
         while not learner.is_done:
             learner.advance()
         with torch.no_grad():
@@ -112,7 +153,7 @@ def test_a_state_of_another_training_is_refused() -> None:
 
 def test_a_divergence_is_none_from_itself_and_some_from_others() -> None:
     model = make_model("llama")
-    ids = sampled(model, Numbers(), 3, 10, seed=0)
+    ids = sampled(model, [1], (3, 10), 0)
     match = match_of(model, ids)
     assert match.ids.shape == (3, 10)
     assert match.places.shape == (3, 10, min(TOP, 97))
@@ -126,9 +167,9 @@ def test_a_divergence_is_none_from_itself_and_some_from_others() -> None:
 
 def test_samples_are_the_models_own() -> None:
     model = make_model("llama")
-    one, same = (sampled(model, Numbers(), 3, 10, seed=4) for _ in range(2))
+    one, same = (sampled(model, [1], (3, 10), 4) for _ in range(2))
     assert torch.equal(one, same)
-    assert not torch.equal(one, sampled(model, Numbers(), 3, 10, seed=5))
+    assert not torch.equal(one, sampled(model, [1], (3, 10), 5))
     assert set(one[:, 0].tolist()) == {1}
 
 
