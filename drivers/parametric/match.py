@@ -18,6 +18,9 @@ TOP: Final = 256
 _LEAST: Final = 1e-6
 """A rest that is smaller counts as this much: its logarithm would be noise."""
 _ROWS: Final = 8
+"""Computed at once: their logits are wide, ..."""
+_SAMPLED_ROWS: Final = 32
+"""... those of one token of each are not."""
 
 
 PastOf = Callable[[int], Any]
@@ -86,8 +89,8 @@ def sampled(
     with torch.no_grad():
         generator = torch.Generator(model.device).manual_seed(seed)
         parts = []
-        for start in range(0, rows, _ROWS):
-            count = min(_ROWS, rows - start)
+        for start in range(0, rows, _SAMPLED_ROWS):
+            count = min(_SAMPLED_ROWS, rows - start)
             ids = torch.tensor([first] * count, device=model.device)
             past, coming = past_of(count), ids
             while ids.shape[1] < tokens:

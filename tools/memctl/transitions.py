@@ -38,7 +38,10 @@ class How:
 def transmute(
     session: Session,
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="prefill, recite or train.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="RECIPE", help="prefill, recite, train, distil.", show_default=False
+        ),
     ],
     name: Name,
     sources: Annotated[
@@ -50,7 +53,8 @@ def transmute(
     """Have the daemon's model make a cube of others.
 
     prefill: a KV cache of texts. recite: the text of a KV cache. train: a LoRA adapter that knows
-    texts; refused where it does not pass its gate.
+    texts; distil: one that predicts what the model does with a KV cache. Adapters are refused where
+    they do not pass their gate.
     """
     stat = session.call(Transmute(name, tuple(sources), _recipe(recipe, how.settings or [])))
     if not how.is_detached:
