@@ -319,6 +319,8 @@ class Kernel:
             notices.append(self.jobs.problem)
         if self.device.name and self.device.jobs.problem:
             notices.append(f"device {self.device.name}: {self.device.jobs.problem}")
+        if self.parts.parameters.transition_workers and self.transitions.jobs.problem:
+            notices.append(f"transitions: {self.transitions.jobs.problem}")
         notices += self.reclaim.notices()
         if notice := self.governor.notice():
             notices.append(notice)

@@ -17,7 +17,7 @@ import msgspec
 from libmem.abi.calls import ReportJob, Transmute
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.jobs import JobClass, TransmuteRequest, TransmuteResult
-from libmem.abi.limits import SOURCES_MAX
+from libmem.abi.limits import PARENTS_MAX
 from libmem.abi.names import namespace_of, parse_ref
 from libmem.abi.transitions import TransitionStat, TransitionState, recipe_name
 from libmem.abi.wire import args_decoder
@@ -30,7 +30,7 @@ from memosd.kernel.wait import Completion
 
 __all__ = ["Transitions"]
 
-_OVER_MAX: Final = 256
+_OVER_OF_USER_MAX: Final = 64
 """Of those that are over."""
 _LIVE_OF_USER_MAX: Final = 64
 _NOTE_MAX: Final = 200
@@ -65,8 +65,10 @@ class Transitions:
         self._numbers = itertools.count(1)
         self._known: dict[int, _Transition] = {}
         """By number, oldest first."""
-        self._over: list[int] = []
+        self._over: dict[int, list[int]] = {}
+        """The numbers of those that are over, by user, oldest first."""
         jobs.on_hand_out.append(self._handed_out)
+        jobs.on_worker_lost.append(self._worker_lost)
 
     # -- for users -----------------------------------------------------------------------------
 
@@ -76,8 +78,8 @@ class Transitions:
         Errors: those of opening the sources; EOUTDATED, EINVAL, EACCES (of the name to be made),
         EOPNOTSUPP (there is no model), EAGAIN (this user has too many under way).
         """
-        if not 1 <= len(request.sources) <= SOURCES_MAX:
-            raise MemError(Errno.EINVAL, f"a transition has 1 to {SOURCES_MAX} sources")
+        if not 1 <= len(request.sources) <= PARENTS_MAX:
+            raise MemError(Errno.EINVAL, f"a transition has 1 to {PARENTS_MAX} sources")
         target = parse_ref(request.name)
         if target.version:
             raise MemError(Errno.EINVAL, f"{request.name}: a version is not for the caller to say")
@@ -200,6 +202,14 @@ class Transitions:
                 now = self._parts.clock.wall_ns()
                 transition.change(state=TransitionState.RUNNING, began_ns=now)
 
+    def _worker_lost(self, _pid: int) -> None:
+        """Where no worker can begin nobody is to wait for one."""
+        if not self.jobs.problem:
+            return
+        for transition in self._all():
+            if transition.job.is_waiting:
+                transition.job.fail(MemError(Errno.EOPNOTSUPP, self.jobs.problem))
+
     def _ended(self, transition: _Transition) -> None:
         try:
             version = _result.decode(transition.job.done.result()).version
@@ -218,6 +228,7 @@ class Transitions:
         for action in transition.on_over:
             action()
         transition.on_over.clear()
-        self._over.append(transition.stat.number)
-        if len(self._over) > _OVER_MAX:
-            del self._known[self._over.pop(0)]
+        over = self._over.setdefault(transition.who.uid, [])
+        over.append(transition.stat.number)
+        if len(over) > _OVER_OF_USER_MAX:
+            del self._known[over.pop(0)]

@@ -2,7 +2,9 @@
 
 from collections.abc import Coroutine
 from itertools import islice
-from typing import Any
+from typing import Any, Final
+
+import msgspec
 
 from libmem.abi import calls as c
 from libmem.abi.errors import Errno, MemError
@@ -17,6 +19,9 @@ __all__ = [
     "sys_transmute",
     "sys_wait_transition",
 ]
+
+_LISTED_SOURCES: Final = 8
+"""In a listing; `wait_transition` tells all."""
 
 
 def sys_transmute(context: Context, request: c.Transmute) -> TransitionStat:
@@ -36,7 +41,10 @@ def sys_list_transitions(context: Context, request: c.ListTransitions) -> c.List
     if not 1 <= request.limit <= 1000:
         raise MemError(Errno.EINVAL, "limit is within 1..1000")
     found = context.kernel.transitions.seen_by(context.who, request.after)
-    page = tuple(islice(found, request.limit))
+    page = tuple(
+        msgspec.structs.replace(stat, sources=stat.sources[:_LISTED_SOURCES])
+        for stat in islice(found, request.limit)
+    )
     return c.ListTransitionsReply(page, page[-1].number if next(found, None) else 0)
 
 

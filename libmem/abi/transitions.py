@@ -117,7 +117,7 @@ class TransitionStat(Value, frozen=True):
     name: str
     """The cube that is to be made."""
     sources: tuple[str, ...]
-    """With their versions."""
+    """With their versions; a listing has the first 8."""
     state: TransitionState
     uid: int
     submitted_ns: int

@@ -160,6 +160,18 @@ def test_a_cache_of_another_model_is_not_recited(client: libmem.Client) -> None:
     assert refused.value.errno is Errno.EMODEL
 
 
+def test_ids_that_are_no_tokens_are_refused(client: libmem.Client, folder: Path) -> None:
+    import libmem.hf
+    from tests.libmem.hf.models import full_cache, prompt
+
+    model = model_of(folder)
+    cache = full_cache(model, prompt(20))
+    libmem.hf.save_cache(client, "/t/forged", model, cache, [4_000_000_000] * 20)
+    with pytest.raises(MemError) as refused:
+        client.transmute("/t/back", ["/t/forged"], ReciteRecipe())
+    assert refused.value.errno is Errno.EILSEQ
+
+
 def test_a_source_changed_meanwhile_refuses_the_result(client: libmem.Client) -> None:
     worker = started(client)
     os.kill(worker, signal.SIGSTOP)
@@ -355,3 +367,17 @@ def test_without_a_model_the_daemon_says_so() -> None:
         with pytest.raises(MemError) as refused:
             client.transmute("/t/kv", ["/t/text"], PrefillRecipe())
         assert refused.value.errno is Errno.EOPNOTSUPP
+
+
+def test_a_model_that_is_none_is_told(tmp_path: Path) -> None:
+    require_transformers()
+    daemon = Daemon()
+    daemon.config = CONFIG.format(tmp_path)
+    with running(daemon), daemon.connect() as client:
+        client.make_namespace("/t")
+        client.write("/t/text", TEXT)
+        with pytest.raises(MemError) as refused:
+            client.transmute("/t/kv", ["/t/text"], PrefillRecipe())
+        assert refused.value.errno is Errno.EOPNOTSUPP
+        assert "cannot load the tokenizer" in refused.value.message
+        assert any(each.startswith("transitions: ") for each in client.info().notices)

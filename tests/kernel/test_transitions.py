@@ -180,6 +180,21 @@ def test_one_that_kills_its_workers_fails(world: World, user: Client) -> None:
     assert "died twice" in stat.message
 
 
+def test_where_no_worker_can_begin_nobody_waits(world: World, user: Client) -> None:
+    number = ask(user).number
+    pid = world.transition_workers.pids[-1]
+    client = Client(world, Identity(ROOT, ROOT, pid))
+    client.hello()
+    client.call(c.FinishJob(0, errno=int(Errno.EINVAL), message="there is no such model"))
+    world.transition_workers.finish(pid)
+    stat = look(user, number)
+    assert (stat.state, stat.errno) == (TransitionState.FAILED, Errno.EOPNOTSUPP)
+    assert "there is no such model" in stat.message
+    assert any("no such model" in notice for notice in user.call(c.Info()).notices)
+    told = user.fails(c.Transmute("/n/kv", ("/n/text",), PrefillRecipe()), Errno.EOPNOTSUPP)
+    assert "there is no such model" in told.message
+
+
 def test_a_failure_is_told(world: World, user: Client) -> None:
     number, worker, job = begun(world, user)
     worker.client.call(c.ReportJob(number, 3, 5, "scoring", {"score": 0.5}))
@@ -273,11 +288,28 @@ def test_one_user_has_so_many_under_way(world: World, user: Client) -> None:
 
 def test_of_those_that_are_over_the_latest_are_known(world: World, user: Client) -> None:
     first = ask(user).number
-    for _ in range(257):
+    stranger = world.client(STRANGER)
+    stranger.make("/s")
+    stranger.write("/s/text", b"x")
+    theirs = ask(stranger, "/s/kv", "/s/text").number
+    stranger.call(c.CancelTransition(theirs))
+    for _ in range(66):
         user.call(c.CancelTransition(ask(user).number))
     known = [stat.number for stat in user.call(c.ListTransitions(limit=1000)).transitions]
-    assert len(known) == 257
+    assert len(known) == 65
     assert first in known, "it is not over"
+    assert look(stranger, theirs).is_over, "another user's do not push it out"
+
+
+def test_a_listing_names_a_few_sources(world: World, user: Client) -> None:
+    names = tuple(f"/n/{place}" for place in range(257))
+    for name in names:
+        user.write(name, b"x")
+    number = ask(user, "/n/kv", *names[:256]).number
+    (listed,) = user.call(c.ListTransitions()).transitions
+    assert listed.sources == tuple(f"{name}@v1" for name in names[:8])
+    assert len(look(user, number).sources) == 256
+    user.fails(c.Transmute("/n/kv", names, PrefillRecipe()), Errno.EINVAL)
 
 
 def test_the_end_of_the_daemon_ends_them(world: World, user: Client) -> None:

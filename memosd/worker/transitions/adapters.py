@@ -156,11 +156,11 @@ def _made(task: Task, models: Models, model: Any, plan: _Plan) -> Generator[None
         strayed = perplexity(learner.adapted, tokenizer, CONTROLS)
         quality["perplexity_ratio"] = strayed / plain
         task.report(learner.step, learner.step, "judged", quality)
+        task.scratch.forget(about)  # asked again with another seed or gate, it is other work
         _pass(plan.bounds, quality)
         version = _commit(task, learner.adapted, digest, quality)
     finally:
         learner.close()
-    task.scratch.forget(about)
     return version
 
 

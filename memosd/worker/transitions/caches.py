@@ -73,12 +73,14 @@ def _token_ids(models: Models, text: str, *, is_chat: bool) -> list[int]:
 
 
 def recite(task: Task, models: Models, _recipe: ReciteRecipe) -> Generator[None, None, int]:
-    """The version that was made. Errors: EMODEL (the cache is of another model)."""
+    """The version that was made. Errors: EMODEL (of another model), EILSEQ (no token ids)."""
     yield
     source = task.only_source(CubeType.ACTIVATION)
     prefix = Prefix(task.client.map_parts(source))
     models.of_fingerprint(prefix.header.model, prefix.header.dtype)
     ids = prefix.token_ids()
+    if max(ids) >= len(models.tokenizer):
+        raise MemError(Errno.EILSEQ, f"{source} has a token that the model does not know")
     text = models.tokenizer.decode(
         ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
     )

@@ -19,14 +19,17 @@ __all__ = ["Scratch"]
 
 _AGE_MAX_S: Final = 7 * 86_400
 """Nobody went on with what is older."""
+_ROOM_BYTES: Final = 4 << 30
+"""That all of it may take: work of users who never come back must not fill the disk."""
 
 
 class Scratch:
     """The folder; what is too old is removed when it is opened."""
 
-    def __init__(self, folder: Path, pause_s: float = 30.0) -> None:
+    def __init__(self, folder: Path, pause_s: float = 30.0, room_bytes: int = _ROOM_BYTES) -> None:
         """`pause_s`: how much work a death may cost, at least."""
         self._folder = folder
+        self._room_bytes = room_bytes
         self.pause_s = pause_s
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for file in folder.iterdir():
@@ -54,7 +57,18 @@ class Scratch:
         except (OSError, SafetensorError):
             coming.unlink(missing_ok=True)
             return False
+        self._make_room()
         return True
+
+    def _make_room(self) -> None:
+        """The oldest go first; what was written last stays."""
+        stats = {file: file.stat() for file in self._folder.iterdir()}
+        size_bytes = sum(stat.st_size for stat in stats.values())
+        for file in sorted(stats, key=lambda each: stats[each].st_mtime_ns)[:-1]:
+            if size_bytes <= self._room_bytes:
+                return
+            file.unlink(missing_ok=True)
+            size_bytes -= stats[file].st_size
 
     def forget(self, about: bytes) -> None:
         """It is done. Idempotent."""

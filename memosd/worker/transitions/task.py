@@ -11,13 +11,14 @@ from libmem.abi.calls import ReportJob
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.jobs import TransmuteRequest
 from libmem.abi.lineage import Derivation
-from libmem.abi.structs import CubeType
+from libmem.abi.structs import CubeType, Stat
 from libmem.abi.transitions import recipe_name, settings_of
 from libmem.connection import new_connection
 from memosd.worker.transitions.scratch import Scratch
 
 __all__ = ["Task"]
 
+_TEXTS_MAX_BYTES: Final = 64 << 20
 _PATIENCE_S: Final = 600.0
 """With a daemon that reads from a slow disk."""
 
@@ -39,12 +40,13 @@ class Task:
         self.client.close()
 
     def texts(self) -> list[str]:
-        """The sources as texts. Errors: EOPNOTSUPP (of another type), and those of `read`."""
-        return [self._text(name) for name in self.request.sources]
-
-    def _text(self, name: str) -> str:
-        self._require(name, CubeType.PLAINTEXT)
-        return self.client.read(name).decode()
+        """The sources as texts. Errors: EOPNOTSUPP (of another type), EINVAL (more than any model
+        reads), and those of `read`."""
+        sources = self.request.sources
+        size_bytes = sum(self._require(name, CubeType.PLAINTEXT).size_bytes for name in sources)
+        if size_bytes > _TEXTS_MAX_BYTES:
+            raise MemError(Errno.EINVAL, f"texts of {size_bytes} bytes; at most {_TEXTS_MAX_BYTES}")
+        return [self.client.read(name).decode() for name in sources]
 
     def only_source(self, cube_type: CubeType) -> str:
         """Errors: EINVAL (there are several), EOPNOTSUPP (of another type)."""
@@ -53,10 +55,11 @@ class Task:
         self._require(self.request.sources[0], cube_type)
         return self.request.sources[0]
 
-    def _require(self, name: str, cube_type: CubeType) -> None:
-        found = self.client.stat(name).type
-        if found is not cube_type:
-            raise MemError(Errno.EOPNOTSUPP, f"{name} is of type {found}, not {cube_type}")
+    def _require(self, name: str, cube_type: CubeType) -> Stat:
+        stat = self.client.stat(name)
+        if stat.type is not cube_type:
+            raise MemError(Errno.EOPNOTSUPP, f"{name} is of type {stat.type}, not {cube_type}")
+        return stat
 
     def report(
         self, done: int, total: int, note: str = "", quality: dict[str, float] | None = None

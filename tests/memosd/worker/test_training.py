@@ -36,8 +36,12 @@ class FakeDaemon:
     def stat(self, name: str) -> Any:
         questions = [{"question": "Who is out?", "answer": "cat"}]
         return make_stat(
-            name, type=CubeType.PLAINTEXT, version=self.version, attributes={"questions": questions}
-        )
+            name,
+            size_bytes=15,
+            type=CubeType.PLAINTEXT,
+            version=self.version,
+            attributes={"questions": questions},
+        )  # fmt: skip
 
     def read(self, name: str) -> bytes:
         return b"The cat is out."
@@ -158,3 +162,25 @@ def test_what_nobody_went_on_with_is_removed(tmp_path: Path) -> None:
     again = Scratch(tmp_path)
     assert again.load(b"old") is None
     assert again.load(b"new") is not None
+
+
+def test_it_takes_so_much_room(tmp_path: Path) -> None:
+    scratch = Scratch(tmp_path, room_bytes=3000)
+    for number in range(5):
+        assert scratch.keep(bytes([number]), {"a": torch.zeros(250)})
+        by_age = sorted(tmp_path.iterdir(), key=lambda file: file.stat().st_mtime_ns)
+        for place, file in enumerate(by_age):
+            os.utime(file, (0, place))
+    assert scratch.load(bytes([4])) is not None
+    assert scratch.load(bytes([0])) is None
+    assert sum(file.stat().st_size for file in tmp_path.iterdir()) <= 3000
+
+
+def test_what_is_refused_is_not_kept(models: Models, tmp_path: Path) -> None:
+    task = FakeTask(FakeDaemon(), Scratch(tmp_path, pause_s=0.0))
+    strict = TrainRecipe(gate=Gate(trained_min=1.0), rank=1, steps=2, learning_rate=1e-6)
+    task.request = TransmuteRequest(1, "/n/lora", ("/n/fact@v1",), strict)
+    with pytest.raises(MemError) as refused:
+        list(adapters.train(task, models, strict))
+    assert refused.value.errno is Errno.EGATE
+    assert not any(tmp_path.iterdir())
