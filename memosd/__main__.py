@@ -56,6 +56,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="instead of the configured")
     parser.add_argument("--runtime-dir", type=Path, metavar="DIR", help="instead of the configured")
     parser.add_argument("--embedder", metavar="MODEL", help="instead of the configured; or: none")
+    parser.add_argument(
+        "--language-model", metavar="MODEL", help="for transitions, instead of the configured"
+    )
     parser.add_argument("--check", action="store_true", help="check the configuration and exit")
     return parser
 
@@ -74,6 +77,9 @@ def _config(options: argparse.Namespace) -> Config:
         config = replace(config, listen=listen)
     if options.embedder is not None:
         config = replace(config, models=replace(config.models, embedder=options.embedder))
+    if options.language_model is not None:
+        transitions = replace(config.transitions, language_model=options.language_model)
+        config = replace(config, transitions=transitions)
     check(config, "the command line")
     return config
 

@@ -62,6 +62,8 @@ class TrainRecipe(Value, frozen=True, tag_field="recipe", tag="train"):
     """Items of a step."""
     keep: Annotated[float, Meta(ge=0, le=1000)] = 0.5
     """Weight of staying what the model is, against learning."""
+    kept_texts: Annotated[int, Meta(ge=1, le=4096)] = 32
+    """That the model makes up by itself, to be held to what it says there."""
     dtype: KvDtype | None = None
     """Of the model that is trained on; the daemon's default where none is given."""
     model: str = ""
@@ -87,6 +89,8 @@ class DistilRecipe(Value, frozen=True, tag_field="recipe", tag="distil"):
     texts: Annotated[int, Meta(ge=4, le=4096)] = 64
     """That the model makes up behind the cache; a quarter is not trained, and judges."""
     keep: Annotated[float, Meta(ge=0, le=1000)] = 0.5
+    """As in `TrainRecipe`."""
+    kept_texts: Annotated[int, Meta(ge=1, le=4096)] = 32
     """As in `TrainRecipe`."""
     seed: Annotated[int, Meta(ge=0, le=(1 << 31) - 1)] = 0
 

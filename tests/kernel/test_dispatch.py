@@ -308,7 +308,8 @@ def _outcome(user: Client, name: str) -> object:
     row = BY_NAME[name]
     fields = {"name": "/n/a", "new_name": "/n/b", "path": "/n", "handle": 1, "namespace": "/n",
               "quota": {}, "advice": "cold", "model": "", "tokens": b"", "id": 1,
-               "key": b"", "samples": []}  # fmt: skip
+               "key": b"", "samples": [],
+              "sources": ["/n/a"], "recipe": {"recipe": "prefill"}, "number": 1}  # fmt: skip
     known = {field.name for field in msgspec.structs.fields(row.request)}
     args = msgspec.convert({k: v for k, v in fields.items() if k in known}, row.request)
     context = user.world.context(user, row)

@@ -18,7 +18,7 @@ import msgspec
 from libmem import Client
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.learning import QUESTIONS_ATTRIBUTE, Gate
-from libmem.abi.transitions import TrainRecipe, TransitionStat
+from libmem.abi.transitions import PrefillRecipe, TrainRecipe, TransitionStat
 from memosd.tools.bench.corpus import reference
 from memosd.tools.bench.daemon import private_daemon
 from memosd.tools.bench.people import Person, people
@@ -33,7 +33,6 @@ _ADAPTER: Final = "/bench/people"
 _ANY: Final = Gate(trained_min=0, heldout_min=0, perplexity_max=1e9)
 """The bars are this benchmark's: an adapter that misses them is to be measured, not refused."""
 _PATIENCE_S: Final = 600.0
-_PASSAGES: Final = 10
 _PASSAGE_CHARACTERS: Final = 900
 
 
@@ -42,11 +41,13 @@ class Plan:
     persons: int = 4
     steps: int = 0
     """0: as many as the recipe takes by itself."""
+    kept_texts: int = TrainRecipe().kept_texts
+    passages: int = 10
     threads: int = 2
 
 
 FULL = Plan()
-QUICK = Plan(persons=1, steps=4, threads=1)
+QUICK = Plan(persons=1, steps=3, kept_texts=2, passages=1, threads=1)
 
 
 @dataclass
@@ -68,12 +69,12 @@ def measure(plan: Plan, directory: Path) -> Report:
         f'[transitions]\nlanguage_model = "{find_model(SMOLLM2)}"\ndtype = "float32"\n'
         f'threads = {plan.threads}\nnice = 0\n[listen]\nmode = "0600"\n'
     )
-    before = _score(load_model(), persons)
+    before = _score(load_model(), plan, persons)
     with private_daemon(directory, config=config) as daemon:
         daemon.start()
         with daemon.connect(_PATIENCE_S) as client:
             stat = _train(client, plan, persons)
-            after = _asked(client, persons)
+            after = _asked(client, plan, persons)
         daemon.stop()
     return _report(plan, before, after, stat, _plain_loop_s(plan, persons, stat.total))
 
@@ -86,20 +87,22 @@ def _train(client: Client, plan: Plan, persons: list[Person]) -> TransitionStat:
         client.write(f"/bench/{number}", person.text, attributes=attributes)
         names.append(f"/bench/{number}")
     # The first one of a worker waits for its model.
-    client.transmute("/bench/warm", names[:1], TrainRecipe(gate=_ANY, steps=1))
-    return client.transmute(_ADAPTER, names, TrainRecipe(gate=_ANY, steps=plan.steps))
+    client.transmute("/bench/warm", names[:1], PrefillRecipe())
+    return client.transmute(
+        _ADAPTER, names, TrainRecipe(gate=_ANY, steps=plan.steps, kept_texts=plan.kept_texts)
+    )
 
 
-def _asked(client: Client, persons: list[Person]) -> _Score:
+def _asked(client: Client, plan: Plan, persons: list[Person]) -> _Score:
     from libmem import peft
 
     model = load_model()
     with peft.attach(client, model) as adapters:
         adapters.use(_ADAPTER)
-        return _score(model, persons)
+        return _score(model, plan, persons)
 
 
-def _score(model: Any, persons: list[Person]) -> _Score:
+def _score(model: Any, plan: Plan, persons: list[Person]) -> _Score:
     from memosd.drivers.parametric.lessons import ASK, Probe
     from memosd.drivers.parametric.scores import exact_share, perplexity
 
@@ -110,8 +113,10 @@ def _score(model: Any, persons: list[Person]) -> _Score:
         Probe(ASK.format(other), each.answer) for each in questions for other in each.held_out
     ]
     text = reference()
-    stride = len(text) // _PASSAGES
-    passages = [text[at : at + _PASSAGE_CHARACTERS] for at in range(0, stride * _PASSAGES, stride)]
+    stride = len(text) // plan.passages
+    passages = [
+        text[at : at + _PASSAGE_CHARACTERS] for at in range(0, stride * plan.passages, stride)
+    ]
     return _Score(
         exact_share(model, tokenizer, trained),
         exact_share(model, tokenizer, held_out),
@@ -128,13 +133,16 @@ def _plain_loop_s(plan: Plan, persons: list[Person], steps: int) -> float:
     model, tokenizer, recipe = load_model(), load_tokenizer(), TrainRecipe()
     items = _items(persons, tokenizer)
     start = time.perf_counter()
-    first = torch.full((32, 1), tokenizer.bos_token_id)
+    first = torch.full((plan.kept_texts, 1), tokenizer.bos_token_id)
     with torch.no_grad():
         samples = model.generate(
             first, attention_mask=torch.ones_like(first), min_new_tokens=63, max_new_tokens=63,
             do_sample=True, top_k=0, pad_token_id=tokenizer.eos_token_id,
         )  # fmt: skip
-        logs = [log_softmax(model(samples[row : row + 8]).logits, -1) for row in range(0, 32, 8)]
+        logs = [
+            log_softmax(model(samples[row : row + 8]).logits, -1)
+            for row in range(0, plan.kept_texts, 8)
+        ]
     kept = torch.cat(logs)
     config = peft.LoraConfig(r=recipe.rank, lora_alpha=2 * recipe.rank, target_modules="all-linear")
     adapted = peft.get_peft_model(model, config).train()
@@ -150,7 +158,7 @@ def _plain_loop_s(plan: Plan, persons: list[Person], steps: int) -> float:
             row_labels[prompt : len(whole)] = torch.tensor(whole[prompt:])
         logits = adapted(ids, attention_mask=(ids != 0).long(), use_cache=False).logits
         loss = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-        pick = [2 * step % 32, (2 * step + 1) % 32]
+        pick = [2 * step % plan.kept_texts, (2 * step + 1) % plan.kept_texts]
         own = log_softmax(adapted(samples[pick], use_cache=False).logits, -1)
         loss = loss + recipe.keep * (kept[pick].exp() * (kept[pick] - own)).sum(-1).mean()
         optimizer.zero_grad()

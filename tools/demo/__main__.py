@@ -14,6 +14,7 @@ from libmem.abi.digest import digest_of
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.structs import SearchMode
 from memosd.tools.demo.documents import LIBRARY, Document, gather
+from memosd.tools.demo.life import play_life
 from memosd.tools.demo.reading import play_reading
 from memosd.tools.demo.remembering import ask_again, play_remembering
 from memosd.tools.demo.stage import Stage
@@ -65,6 +66,7 @@ def _play(stage: Stage) -> None:
     best = _search(stage)
     large_digest = _share(stage)
     play_reading(stage)
+    play_life(stage)
     _count(stage)
     thoughts = _cut_off(stage)
     _return(stage, library, thoughts, (best, large_digest))

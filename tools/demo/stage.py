@@ -26,12 +26,15 @@ from rich.text import Text
 import libmem
 from libmem.abi.errors import Errno, MemError
 from libmem.abi.paths import CONTROL_SOCKET
+from memosd.tools.models.cache import find_model
+from memosd.tools.models.catalogue import SMOLLM2
 
 __all__ = ["Actor", "Stage"]
 
 _WIDTH_WITHOUT_TERMINAL: Final = 110
 _INDENT: Final = 15
 _READY_S: Final = 10.0
+_PATIENCE_S: Final = 600.0
 _ACTOR_S: Final = 25.0
 _POLL_S: Final = 0.005
 _SOCKET_PATH_BYTES: Final = 107
@@ -132,7 +135,7 @@ class Stage:
         begin = time.perf_counter()
         with self._log_path.open("ab") as log:
             self._daemon = subprocess.Popen(
-                [sys.executable, "-m", "memosd", "--user"],
+                [sys.executable, "-m", "memosd", "--user", "--language-model", _model()],
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -169,6 +172,10 @@ class Stage:
         """Start another process in a role of thinkers.py: one that runs a model."""
         return self._start("thinkers", role, arguments)
 
+    def student(self, role: str, *arguments: str) -> Actor:
+        """Start another process in a role of students.py: one that is asked without a text."""
+        return self._start("students", role, arguments)
+
     def _start(self, module: str, role: str, arguments: tuple[str, ...]) -> Actor:
         actor = Actor(module, role, arguments, self._environment)
         self._actors.append(actor)
@@ -177,6 +184,10 @@ class Stage:
     def connect(self) -> libmem.Client:
         """A client of the demo's own."""
         return libmem.connect(self.runtime_dir, name="demo")
+
+    def patient(self) -> libmem.Client:
+        """One that waits for minutes."""
+        return libmem.connect(self.runtime_dir, timeout_s=_PATIENCE_S, name="demo")
 
     def _is_answering(self) -> bool:
         if not (self.runtime_dir / CONTROL_SOCKET).exists():
@@ -231,6 +242,14 @@ class Stage:
             self.console.print(Text("\nThe daemon's last words:", "bold"))
             for line in lines[-15:]:
                 self.console.print(Text(f"   {line}"), soft_wrap=True)
+
+
+def _model() -> str:
+    """For transitions; `none` where `make models` fetched none."""
+    try:
+        return str(find_model(SMOLLM2))
+    except MemError:
+        return "none"
 
 
 def _short_folder() -> Path:

@@ -38,8 +38,8 @@ __all__ = ["distil", "train"]
 
 _STEPS_MIN: Final = 40
 """However little there is to learn: fewer do not carry the learning rate up and down."""
-_KEPT: Final = (32, 64)
-"""Sequences, and tokens of each, by which the model is held to what it is."""
+_TOKENS: Final = 64
+"""Of a text that a model makes up."""
 _KEPT_ROWS: Final = 2
 _CUE: Final = "Question:"
 """What the model goes on from, behind a cache that is distilled: questions that it asks itself."""
@@ -87,7 +87,7 @@ def distil(task: Task, models: Models, recipe: DistilRecipe) -> Generator[None, 
 
     cue = models.tokenizer(_CUE, add_special_tokens=False)["input_ids"]
     task.report(0, recipe.steps, "sampling")
-    texts = sampled(model, cue, (recipe.texts, _KEPT[1]), recipe.seed, behind)
+    texts = sampled(model, cue, (recipe.texts, _TOKENS), recipe.seed, behind)
     yield
     told = match_of(model, texts, behind)
     trained = told.rows(list(range(recipe.texts // 4, recipe.texts)))
@@ -138,7 +138,8 @@ def _made(task: Task, models: Models, model: Any, plan: _Plan) -> Generator[None
     tokenizer = models.tokenizer
     digest = fingerprint_of_base(model)
     about = encode((digest, _identities(task), recipe))
-    kept = match_of(model, sampled(model, [start_of(tokenizer)], _KEPT, recipe.seed))
+    own = sampled(model, [start_of(tokenizer)], (recipe.kept_texts, _TOKENS), recipe.seed)
+    kept = match_of(model, own)
     plain = perplexity(model, tokenizer, CONTROLS)
     yield
     schedule = Schedule(

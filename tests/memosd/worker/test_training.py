@@ -23,7 +23,7 @@ from tests.e2e.tinymodel import make_folder  # noqa: E402
 from tests.tools.memctl.fake import make_stat  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
-RECIPE = TrainRecipe(gate=Gate(0, 0, 1e6), rank=2, rounds=1.0)
+RECIPE = TrainRecipe(gate=Gate(0, 0, 1e6), rank=2, rounds=1.0, kept_texts=4)
 
 
 class FakeDaemon:

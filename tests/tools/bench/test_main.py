@@ -18,6 +18,8 @@ from memosd.tools.bench import (
     fairness,
     kv,
     kv_int8,
+    lora_learn,
+    lora_page,
     mapping,
     policy,
     prefix,
@@ -29,6 +31,8 @@ from memosd.tools.bench import (
     scale,
     search_scale,
     share,
+    shootdown,
+    transmute,
 )
 from memosd.tools.bench.__main__ import _BENCHMARKS, main
 from memosd.tools.bench.report import Report, at_most, row
@@ -120,7 +124,8 @@ def test_a_store_of_no_cubes_is_refused(capsys: pytest.CaptureFixture[str]) -> N
 def _all_measured(_measured: None, monkeypatch: pytest.MonkeyPatch) -> None:
     storage = (put, mapping, scale, fairness, reclaim, policy, pressure)
     models = (kv, kv_int8, share, prefix, cost, embed, search_scale, backlog)
-    for module in storage + models:
+    adapters = (lora_learn, lora_page, shootdown, transmute)
+    for module in storage + models + adapters:
         monkeypatch.setattr(module, "measure", lambda plan, directory: Report("other", ()))
 
 
