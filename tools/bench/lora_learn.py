@@ -11,7 +11,7 @@ import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -26,6 +26,9 @@ from memosd.tools.bench.prompts import load_model, load_tokenizer
 from memosd.tools.bench.report import Report, at_least, at_most, row
 from memosd.tools.models.cache import find_model
 from memosd.tools.models.catalogue import SMOLLM2
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["FULL", "QUICK", "Plan", "measure"]
 
@@ -150,12 +153,7 @@ def _plain_loop_s(plan: Plan, persons: list[Person], steps: int) -> float:
     optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate)
     for step in range(steps):
         rows = [items[(step * recipe.batch + at) % len(items)] for at in range(recipe.batch)]
-        width = max(len(ids) for ids, _ in rows)
-        ids = torch.zeros(len(rows), width, dtype=torch.long)
-        labels = torch.full_like(ids, -100)
-        for row_ids, row_labels, (whole, prompt) in zip(ids, labels, rows, strict=True):
-            row_ids[: len(whole)] = torch.tensor(whole)
-            row_labels[prompt : len(whole)] = torch.tensor(whole[prompt:])
+        ids, labels = _padded(rows)
         logits = adapted(ids, attention_mask=(ids != 0).long(), use_cache=False).logits
         loss = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
         pick = [2 * step % plan.kept_texts, (2 * step + 1) % plan.kept_texts]
@@ -168,6 +166,18 @@ def _plain_loop_s(plan: Plan, persons: list[Person], steps: int) -> float:
     took_s = time.perf_counter() - start
     adapted.unload()
     return took_s
+
+
+def _padded(rows: list[tuple[list[int], int]]) -> "tuple[torch.Tensor, torch.Tensor]":
+    """Token ids, and the labels of those that are answers."""
+    import torch
+
+    ids = torch.zeros(len(rows), max(len(whole) for whole, _ in rows), dtype=torch.long)
+    labels = torch.full_like(ids, -100)
+    for row_ids, row_labels, (whole, prompt) in zip(ids, labels, rows, strict=True):
+        row_ids[: len(whole)] = torch.tensor(whole)
+        row_labels[prompt : len(whole)] = torch.tensor(whole[prompt:])
+    return ids, labels
 
 
 def _items(persons: list[Person], tokenizer: Any) -> list[tuple[list[int], int]]:
