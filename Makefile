@@ -10,7 +10,7 @@ STAMP  := $(VENV)/.made-$(shell printf '%s' '$(CURDIR)' | cksum | cut -d' ' -f1)
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help dev demo test check bench models try-models docs clean
+.PHONY: help dev demo demo-life test check bench models try-models docs clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -20,6 +20,9 @@ dev: $(STAMP)  ## make .venv: this checkout, editable, with all that check and t
 
 demo: try-models  ## start a daemon and watch two processes share memories through it
 	@$(PY) -m memosd.tools.demo
+
+demo-life: try-models  ## the same, and one memory through all its forms (some eight minutes)
+	@$(PY) -m memosd.tools.demo --life
 
 test: try-models  ## run the tests (ARGS='...' goes to pytest)
 	@$(PY) -m pytest -q -n 2 $(ARGS)

@@ -1,7 +1,8 @@
 """`make demo`: unrelated processes share memories through a daemon, which is then killed.
 
 Owns the story: each step lets other processes act, says what they did and verifies it. Exit
-status 1 when anything is not as told. Entry point: `python -m memosd.tools.demo`.
+status 1 when anything is not as told. Entry point: `python -m memosd.tools.demo`; with `--life` it
+also trains a memory into an adapter and corrects it, which takes minutes.
 """
 
 import signal
@@ -43,7 +44,7 @@ def main() -> int:
     begin = time.perf_counter()
     try:
         with Stage() as stage:
-            _play(stage)
+            _play(stage, has_life="--life" in sys.argv[1:])
             seconds = time.perf_counter() - begin
             stage.title(
                 f"\nAll of it was true: {stage.verified} claims verified in {seconds:.1f} s.",
@@ -57,7 +58,7 @@ def main() -> int:
     return 0
 
 
-def _play(stage: Stage) -> None:
+def _play(stage: Stage, *, has_life: bool) -> None:
     stage.title("memosd: a memory kernel for language-model programs", "Every number is measured.")
     _start(stage)
     is_remembered = play_remembering(stage)
@@ -66,7 +67,8 @@ def _play(stage: Stage) -> None:
     best = _search(stage)
     large_digest = _share(stage)
     play_reading(stage)
-    play_life(stage)
+    if has_life:
+        play_life(stage)
     _count(stage)
     thoughts = _cut_off(stage)
     _return(stage, library, thoughts, (best, large_digest))
