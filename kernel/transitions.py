@@ -113,10 +113,6 @@ class Transitions:
         self._parts.lineage.check(cube)
         return f"{cube.row.name}@v{cube.version.version}"
 
-    def find(self, who: Identity, number: int) -> TransitionStat:
-        """Errors: ENOENT, EPERM."""
-        return self._get(who, number).stat
-
     def seen_by(self, who: Identity, after: int) -> Iterator[TransitionStat]:
         """Those that the caller may see, from a number on."""
         for each in self._all():

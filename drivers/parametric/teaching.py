@@ -6,6 +6,7 @@ its seed alone.
 
 import random
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, Final
 
 import torch
@@ -30,18 +31,18 @@ def answers(items: list[Item], batch: int, pad: int, seed: int) -> Teaching:
     def teach(model: Any, step: int) -> torch.Tensor:
         first = step * batch
         places = range(first, first + batch)
-        rows = [items[_order(len(items), place, seed)] for place in places]
+        rows = [items[_round(len(items), at // len(items), seed)[at % len(items)]] for at in places]
         return _loss(model, rows, pad)
 
     return teach
 
 
-def _order(count: int, place: int, seed: int) -> int:
-    """Which item comes at a place of the endless row of rounds."""
-    turn, within = divmod(place, count)
+@lru_cache(maxsize=2)  # the items of a step are of one round, or of two
+def _round(count: int, turn: int, seed: int) -> list[int]:
+    """The order of the items in one round."""
     order = list(range(count))
     random.Random(f"{seed} {turn}").shuffle(order)
-    return order[within]
+    return order
 
 
 def _loss(model: Any, items: list[Item], pad: int) -> torch.Tensor:

@@ -96,7 +96,8 @@ def distil(task: Task, models: Models, recipe: DistilRecipe) -> Generator[None, 
 
     def judge(adapted: Any) -> dict[str, float]:
         left = _divergence(adapted, held_out)
-        return {"divergence_before": before, "divergence": left, "divergence_left": left / before}
+        share = left / max(before, 1e-9)  # the cache may change nothing
+        return {"divergence_before": before, "divergence": left, "divergence_left": share}
 
     bounds = [
         _Bound("divergence_left", most=recipe.divergence_max),
